@@ -1,0 +1,111 @@
+// Depthwise rows: U output columns of one channel block, accumulators in registers, one kernel row of weights at a time.
+// Included by the per-ISA files after a simd_*.h.
+namespace {
+
+// Store U vectors, the last block possibly with fewer channels.
+template <int U>
+ALWAYS_INLINE void depthwise_store(const Full::T (&acc)[U], const DepthwiseArgs& d, float* out, int valid) {
+  const Full::T lo = Full::broadcast(&d.lo), hi = Full::broadcast(&d.hi);
+  if (valid == Full::W) {
+    UNROLL for (int u = 0; u < U; ++u) Full::store(out + u * d.out_pixel, Full::clamp(acc[u], lo, hi));
+  } else {
+    UNROLL for (int u = 0; u < U; ++u) Full::store_partial(out + u * d.out_pixel, Full::clamp(acc[u], lo, hi), valid);
+  }
+}
+
+// Kernel width and stride known: every input column is loaded once per kernel row and feeds all taps that use it.
+template <int KW, int S, int U>
+NOINLINE void depthwise_row_fixed(const DepthwiseArgs& d, int block, int column, int valid) {
+  using T = Full::T;
+  T acc[U];
+  const T bias = Full::load(d.bias + block * Full::W);
+  UNROLL for (int u = 0; u < U; ++u) acc[u] = bias;
+  const float* w = d.weights + (static_cast<ptrdiff_t>(block) * d.kh + d.ky_begin) * KW * Full::W;
+  const ptrdiff_t start = block * d.in_block + static_cast<ptrdiff_t>(column) * S * d.in_pixel;
+  for (int ky = d.ky_begin; ky < d.ky_end; ++ky) {
+    T weight[KW];
+    UNROLL for (int kx = 0; kx < KW; ++kx) weight[kx] = Full::load(w + kx * Full::W);
+    const float* x = d.rows[ky] + start;
+    UNROLL for (int i = 0; i < (U - 1) * S + KW; ++i) {
+      const T value = Full::load(x);
+      x += d.in_pixel;
+      UNROLL for (int kx = 0; kx < KW; ++kx) {
+        if (i >= kx && (i - kx) % S == 0 && (i - kx) / S < U) {
+          acc[(i - kx) / S] = Full::fma(value, weight[kx], acc[(i - kx) / S]);
+        }
+      }
+    }
+    w += KW * Full::W;
+  }
+  depthwise_store<U>(acc, d, d.out + block * d.out_block + column * d.out_pixel, valid);
+}
+
+// Any kernel width, stride and dilation.
+template <int U>
+NOINLINE void depthwise_row_any(const DepthwiseArgs& d, int block, int column, int valid) {
+  using T = Full::T;
+  T acc[U];
+  const T bias = Full::load(d.bias + block * Full::W);
+  UNROLL for (int u = 0; u < U; ++u) acc[u] = bias;
+  const ptrdiff_t step = d.stride * d.in_pixel;
+  for (int ky = d.ky_begin; ky < d.ky_end; ++ky) {
+    const float* w = d.weights + (static_cast<ptrdiff_t>(block) * d.kh + ky) * d.kw * Full::W;
+    const float* x = d.rows[ky] + block * d.in_block + column * step;
+    for (int kx = 0; kx < d.kw; ++kx) {
+      const T weight = Full::load(w + kx * Full::W);
+      UNROLL for (int u = 0; u < U; ++u) acc[u] = Full::fma(Full::load(x + u * step), weight, acc[u]);
+      x += d.dilation * d.in_pixel;
+    }
+  }
+  depthwise_store<U>(acc, d, d.out + block * d.out_block + column * d.out_pixel, valid);
+}
+
+using DepthwiseFunction = void (*)(const DepthwiseArgs&, int, int, int);
+
+template <int KW, int S, int U>
+constexpr void fill_columns(DepthwiseFunction* f) {
+  if constexpr (U > 0) {
+    if constexpr (KW > 0) {
+      f[U] = &depthwise_row_fixed<KW, S, U>;
+    } else {
+      f[U] = &depthwise_row_any<U>;
+    }
+    fill_columns<KW, S, U - 1>(f);
+  }
+}
+
+template <int KW, int S>
+struct DepthwiseTable {
+  DepthwiseFunction of_columns[kDepthwiseColumns + 1] = {};
+  constexpr DepthwiseTable() { fill_columns<KW, S, kDepthwiseColumns>(of_columns); }
+};
+
+template <int KW, int S>
+void depthwise_row_split(const DepthwiseArgs& d) {
+  static constexpr DepthwiseTable<KW, S> chunk;
+  const int count = (d.width + kDepthwiseColumns - 1) / kDepthwiseColumns;
+  if (count == 0) return;
+  const int columns = d.width / count, longer = d.width % count;
+  for (int block = 0; block < d.blocks; ++block) {
+    const int valid = block == d.blocks - 1 ? d.last_valid : Full::W;
+    int column = 0;
+    for (int t = 0; t < count; ++t) {
+      const int u = columns + (t < longer);
+      chunk.of_columns[u](d, block, column, valid);
+      column += u;
+    }
+  }
+}
+
+void depthwise_row(const DepthwiseArgs& d) {
+  const int key = d.dilation == 1 ? d.kw * 10 + d.stride : 0;
+  switch (key) {
+    case 31: return depthwise_row_split<3, 1>(d);
+    case 32: return depthwise_row_split<3, 2>(d);
+    case 51: return depthwise_row_split<5, 1>(d);
+    case 52: return depthwise_row_split<5, 2>(d);
+    default: return depthwise_row_split<0, 0>(d);
+  }
+}
+
+}  // namespace

@@ -1,0 +1,165 @@
+// GEMM tiles: MR pixels x NV vectors, accumulators in registers. Included by the per-ISA files after a simd_*.h.
+namespace {
+
+constexpr int kMaxTileRows = 14;
+
+// One k step. Rows are addressed from a base every third row plus {0, 1, 2} strides, which x86 addressing encodes for
+// free; a multiply per row would need one register each.
+template <class V, int NV, int MR>
+ALWAYS_INLINE void gemm_step(typename V::T (&acc)[MR][NV], const float* const (&base)[(MR + 2) / 3], ptrdiff_t stride,
+                             const float* b, int k) {
+  typename V::T column[NV];
+  UNROLL for (int v = 0; v < NV; ++v) column[v] = V::load(b + v * V::W);
+  UNROLL for (int m = 0; m < MR; ++m) {
+    const typename V::T x = V::broadcast(base[m / 3] + (m % 3) * stride + k);
+    UNROLL for (int v = 0; v < NV; ++v) acc[m][v] = V::fma(x, column[v], acc[m][v]);
+  }
+}
+
+template <class V, int NV, int MR>
+NOINLINE void gemm_tile(const GemmArgs& g, const float* a, float* c, const int32_t* offsets, const float* residual) {
+  using T = typename V::T;
+  constexpr int kWidth = NV * V::W;
+  T acc[MR][NV];
+  UNROLL for (int v = 0; v < NV; ++v) {
+    const T bias = V::load(g.bias + v * V::W);
+    UNROLL for (int m = 0; m < MR; ++m) acc[m][v] = bias;
+  }
+  const ptrdiff_t stride = g.a_pixel;
+  const float* b = g.b;
+  for (int s = 0; s < g.segment_count; ++s) {
+    const float* base[(MR + 2) / 3];
+    UNROLL for (int i = 0; i < (MR + 2) / 3; ++i) base[i] = a + g.segments[s] + 3 * i * stride;
+    int k = g.segment_length;
+    for (; k >= 4; k -= 4) {
+      UNROLL for (int j = 0; j < 4; ++j) gemm_step<V, NV, MR>(acc, base, stride, b + j * kWidth, j);
+      UNROLL for (int i = 0; i < (MR + 2) / 3; ++i) {
+        base[i] += 4;
+        KEEP_IN_REGISTER(base[i]);
+      }
+      b += 4 * kWidth;
+    }
+    for (; k > 0; --k) {
+      gemm_step<V, NV, MR>(acc, base, stride, b, 0);
+      UNROLL for (int i = 0; i < (MR + 2) / 3; ++i) {
+        base[i] += 1;
+        KEEP_IN_REGISTER(base[i]);
+      }
+      b += kWidth;
+    }
+  }
+  const T lo = V::broadcast(&g.lo), hi = V::broadcast(&g.hi);
+  UNROLL for (int m = 0; m < MR; ++m) {
+    UNROLL for (int v = 0; v < NV; ++v) acc[m][v] = V::clamp(acc[m][v], lo, hi);
+  }
+  if (g.pool) {
+    UNROLL for (int v = 0; v < NV; ++v) {
+      T sum = V::load(g.pool + v * V::W);
+      UNROLL for (int m = 0; m < MR; ++m) sum = V::add(sum, acc[m][v]);
+      V::store(g.pool + v * V::W, sum);
+    }
+    return;
+  }
+  if (g.n_valid == kWidth) {
+    if (residual) {
+      UNROLL for (int m = 0; m < MR; ++m) {
+        UNROLL for (int v = 0; v < NV; ++v) acc[m][v] = V::add(acc[m][v], V::load(residual + m * g.residual_pixel + v * V::W));
+      }
+    }
+    UNROLL for (int m = 0; m < MR; ++m) {
+      UNROLL for (int v = 0; v < NV; ++v) V::store(c + offsets[m] + v * g.c_vector, acc[m][v]);
+    }
+    return;
+  }
+  // The last panel of a width off the vector: whole vectors, then one masked.
+  UNROLL for (int v = 0; v < NV; ++v) {
+    const int n = g.n_valid - v * V::W;
+    if (n <= 0) continue;
+    UNROLL for (int m = 0; m < MR; ++m) {
+      const float* r = residual ? residual + m * g.residual_pixel + v * V::W : nullptr;
+      float* out = c + offsets[m] + v * g.c_vector;
+      if (n >= V::W) {
+        V::store(out, r ? V::add(acc[m][v], V::load(r)) : acc[m][v]);
+      } else {
+        V::store_partial(out, r ? V::add(acc[m][v], V::load_partial(r, n)) : acc[m][v], n);
+      }
+    }
+  }
+}
+
+using TileFunction = void (*)(const GemmArgs&, const float*, float*, const int32_t*, const float*);
+
+template <class V, int NV, int MR>
+constexpr void fill_tiles(TileFunction* f) {
+  if constexpr (MR > 0) {
+    f[MR] = &gemm_tile<V, NV, MR>;
+    fill_tiles<V, NV, MR - 1>(f);
+  }
+}
+
+template <class V, int NV, int MAX>
+struct TileTable {
+  TileFunction of_rows[MAX + 1] = {};
+  constexpr TileTable() { fill_tiles<V, NV, MAX>(of_rows); }
+};
+
+// All pixels of one panel, split into tiles as even as possible so that no tile is much shorter than the others.
+template <class V, int NV, int MAX>
+void gemm_panel(const GemmArgs& g) {
+  static constexpr TileTable<V, NV, MAX> tiles;
+  int32_t linear[kMaxTileRows];
+  for (int i = 0; i < kMaxTileRows; ++i) linear[i] = static_cast<int32_t>(i * g.c_pixel);
+  const int count = (g.m + MAX - 1) / MAX;
+  if (count == 0) return;
+  const int rows = g.m / count, longer = g.m % count;
+  int m = 0;
+  for (int t = 0; t < count; ++t) {
+    const int mr = rows + (t < longer);
+    tiles.of_rows[mr](g, g.a + m * g.a_pixel, g.c_offsets ? g.c : g.c + m * g.c_pixel, g.c_offsets ? g.c_offsets + m : linear,
+              g.residual ? g.residual + m * g.residual_pixel : nullptr);
+    m += mr;
+  }
+}
+
+// P panels at once: P * NV independent chains, one pixel.
+template <class V, int NV, int P>
+NOINLINE void gemv_tile(const GemvArgs& g, int panel, int n_valid_last) {
+  using T = typename V::T;
+  constexpr int kWidth = NV * V::W;
+  const float* b[P];
+  T acc[P][NV];
+  UNROLL for (int p = 0; p < P; ++p) {
+    b[p] = g.b + (panel + p) * g.b_panel;
+    UNROLL for (int v = 0; v < NV; ++v) acc[p][v] = V::load(g.bias + (panel + p) * kWidth + v * V::W);
+  }
+  for (int k = 0; k < g.k; ++k) {
+    const T x = V::broadcast(g.a + k);
+    UNROLL for (int p = 0; p < P; ++p) {
+      UNROLL for (int v = 0; v < NV; ++v) acc[p][v] = V::fma(x, V::load(b[p] + v * V::W), acc[p][v]);
+      b[p] += kWidth;
+    }
+  }
+  const T lo = V::broadcast(&g.lo), hi = V::broadcast(&g.hi);
+  UNROLL for (int p = 0; p < P; ++p) {
+    UNROLL for (int v = 0; v < NV; ++v) {
+      const int n = (p == P - 1 ? n_valid_last : kWidth) - v * V::W;
+      float* out = g.c + (panel + p) * kWidth + v * V::W;
+      const T y = V::clamp(acc[p][v], lo, hi);
+      if (n >= V::W) {
+        V::store(out, y);
+      } else if (n > 0) {
+        V::store_partial(out, y, n);
+      }
+    }
+  }
+}
+
+template <class V, int NV, int P>
+void gemv_panels(const GemvArgs& g) {
+  constexpr int kWidth = NV * V::W;
+  int panel = 0;
+  for (; panel + P < g.panels; panel += P) gemv_tile<V, NV, P>(g, panel, kWidth);
+  for (; panel < g.panels; ++panel) gemv_tile<V, NV, 1>(g, panel, panel == g.panels - 1 ? g.n_valid : kWidth);
+}
+
+}  // namespace

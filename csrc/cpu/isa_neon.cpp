@@ -1,0 +1,23 @@
+// Advanced SIMD kernels (AArch64). Tiles: 6 x 16 keeps 24 accumulators, 4 columns and 1 broadcast in 32 registers.
+#include "isa_macros.h"
+#include "kernel_table.h"
+#include "simd_neon.h"
+
+using namespace mobilenet_ext;
+namespace {
+constexpr int kDepthwiseColumns = 8;
+}
+#include "depthwise.inl"
+#include "gemm.inl"
+#include "rows.inl"
+
+namespace {
+const PanelKind kinds[] = {
+    {16, 4, 6, &gemm_panel<Full, 4, 6>, "6x16"},
+    {12, 4, 8, &gemm_panel<Full, 3, 8>, "8x12"},
+    {8, 4, 12, &gemm_panel<Full, 2, 12>, "12x8"},
+    {4, 4, 14, &gemm_panel<Full, 1, 14>, "14x4"},
+};
+}
+extern const IsaTable mobilenet_ext_isa_neon;
+const IsaTable mobilenet_ext_isa_neon = {"neon", Full::W, kinds, 4, 1, &gemv_panels<Full, 4, 4>, &depthwise_row, &gather_row, &scatter_row};

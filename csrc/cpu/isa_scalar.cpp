@@ -1,0 +1,21 @@
+// Scalar kernels: the same loops with one lane, for tests and for reading.
+#include "isa_macros.h"
+#include "kernel_table.h"
+#include "simd_scalar.h"
+
+using namespace mobilenet_ext;
+namespace {
+constexpr int kDepthwiseColumns = 4;
+}
+#include "depthwise.inl"
+#include "gemm.inl"
+#include "rows.inl"
+
+namespace {
+const PanelKind kinds[] = {
+    {4, 1, 4, &gemm_panel<Full, 4, 4>, "4x4"},
+    {1, 1, 4, &gemm_panel<Full, 1, 4>, "4x1"},
+};
+}
+extern const IsaTable mobilenet_ext_isa_scalar;
+const IsaTable mobilenet_ext_isa_scalar = {"scalar", Full::W, kinds, 2, -1, &gemv_panels<Full, 4, 2>, &depthwise_row, &gather_row, &scatter_row};

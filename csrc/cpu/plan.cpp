@@ -1,0 +1,132 @@
+#include "plan.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace mobilenet_ext {
+namespace {
+
+// Pixels that fill the tallest tile twice: more rows per step than that buy nothing.
+constexpr int kPixelsPerStep = 28;
+// About 20 us of arithmetic; waking a second thread for less costs more than it gives.
+constexpr double kWorkPerWorker = 1.1e6;
+constexpr size_t kChunkBytes = 24 << 10;
+
+size_t ring_floats(const PackedItem& item, const ItemShape& shape, const IsaTable& isa, const ItemPlan& plan) {
+  const StageDesc& d = item.find(Role::kDepthwise)->desc;
+  const Geometry& g = d.geometry;
+  const int blocks = (d.in + isa.vector - 1) / isa.vector;
+  const int out_w = (shape.out_w + plan.column_parts - 1) / plan.column_parts;
+  const size_t row_w = static_cast<size_t>(out_w - 1) * g.sw + (g.kw - 1) * g.dw + 1;
+  const size_t hidden = static_cast<size_t>(plan.rows_per_step) * out_w * blocks * isa.vector;
+  return row_w * blocks * isa.vector * plan.ring_rows + hidden;
+}
+
+int ring_rows(const Geometry& g, int rows_per_step) { return (rows_per_step - 1) * g.sh + (g.kh - 1) * g.dh + 1; }
+
+}  // namespace
+
+std::vector<ItemShape> shapes(const ChainDesc& chain, int h, int w) {
+  std::vector<ItemShape> result;
+  for (const ItemDesc& item : chain.items) {
+    ItemShape s;
+    s.h = h;
+    s.w = w;
+    for (const StageDesc& stage : item.stages) {
+      const Placed p = place(stage.geometry, h, w);
+      if (stage.role == Role::kExpand) s.expand = p;
+      if (stage.role == Role::kDepthwise) s.depthwise = p;
+      const double taps = static_cast<double>(stage.geometry.kh) * stage.geometry.kw * (stage.role == Role::kDepthwise ? 1 : stage.in);
+      s.multiply_adds += taps * stage.out * p.out_h * p.out_w;
+      h = p.out_h;
+      w = p.out_w;
+    }
+    s.out_h = h;
+    s.out_w = w;
+    if (item.linear || item.pool) {
+      s.multiply_adds = item.linear ? static_cast<double>(item.in()) * item.out() : s.multiply_adds;
+      s.out_floats = static_cast<size_t>(item.out());
+      h = w = 1;
+    } else {
+      s.out_floats = static_cast<size_t>(item.out()) * h * w;
+    }
+    result.push_back(s);
+  }
+  return result;
+}
+
+ItemPlan plan_item(const PackedItem& item, const ItemShape& shape, const IsaTable& isa, const CacheSizes& caches, int threads) {
+  ItemPlan plan;
+  const PackedStage* depthwise = item.find(Role::kDepthwise);
+  if (!depthwise) {
+    const int in = item.desc.in();
+    int chunk = static_cast<int>(kChunkBytes / sizeof(float)) / in;
+    plan.chunk = chunk < kPixelsPerStep ? kPixelsPerStep : chunk / kPixelsPerStep * kPixelsPerStep;
+    plan.split = item.desc.pool ? Split::kPanels : Split::kGrid;
+    return plan;
+  }
+  const Geometry& g = depthwise->desc.geometry;
+  plan.ring_rows = ring_rows(g, 1);
+  const size_t half = caches.l2 / 2 / sizeof(float), quarter = caches.l2 / 4 / sizeof(float);
+  while (plan.column_parts < shape.out_w && ring_floats(item, shape, isa, plan) > half) ++plan.column_parts;
+  if (plan.column_parts == 1) {
+    while (plan.rows_per_step < shape.out_h && (plan.rows_per_step + 1) * shape.out_w <= kPixelsPerStep) {
+      ItemPlan more = plan;
+      ++more.rows_per_step;
+      more.ring_rows = ring_rows(g, more.rows_per_step);
+      if (ring_floats(item, shape, isa, more) > quarter) break;
+      plan = more;
+    }
+  }
+  // Bands of fewer than four rows spend too much on their seams.
+  if (threads > 1 && item.find(Role::kProject) && shape.out_h < 4 * threads && plan.column_parts == 1) plan.split = Split::kHidden;
+  return plan;
+}
+
+Grid choose_grid(int m, int n, int tasks) {
+  Grid best{1, 1};
+  double best_load = static_cast<double>(m) * n;
+  for (int parts = 1; parts <= std::min(n, tasks); ++parts) {
+    const int m_parts = std::min(m, (tasks + parts - 1) / parts);
+    if (m_parts < 1) break;
+    const double load = std::ceil(static_cast<double>(m) / m_parts) * std::ceil(static_cast<double>(n) / parts);
+    if (load < best_load) {
+      best_load = load;
+      best = {m_parts, parts};
+    }
+  }
+  return best;
+}
+
+int useful_workers(double multiply_adds, int threads) {
+  const double most = multiply_adds / kWorkPerWorker;
+  return most < 2 ? 1 : std::min(threads, static_cast<int>(std::min(most, 1e6)));
+}
+
+std::string kernel_name(const ItemDesc& item) {
+  if (item.linear) return "linear";
+  static const char* const roles[] = {"expand", "depthwise", "project"};
+  std::string name;
+  for (const StageDesc& s : item.stages) {
+    const Geometry& g = s.geometry;
+    const char* role = item.stages.size() == 1 && s.role == Role::kExpand ? "conv" : roles[static_cast<int>(s.role)];
+    name += (name.empty() ? "" : "+") + std::string(role) + std::to_string(g.kh) + "x" + std::to_string(g.kw);
+    if (g.sh != 1 || g.sw != 1) name += "s" + std::to_string(std::max(g.sh, g.sw));
+    if (g.dh != 1 || g.dw != 1) name += "d" + std::to_string(std::max(g.dh, g.dw));
+  }
+  if (item.residual) name += "+residual";
+  if (item.pool) name += "+pool";
+  return name;
+}
+
+const char* split_name(Split split) {
+  switch (split) {
+    case Split::kRows: return "rows";
+    case Split::kHidden: return "hidden";
+    case Split::kGrid: return "grid";
+    case Split::kPanels: return "panels";
+  }
+  return "";
+}
+
+}  // namespace mobilenet_ext

@@ -1,0 +1,41 @@
+// The vector vocabulary on AVX-512 F/BW/DQ/VL. Included inside an anonymous namespace.
+#include <immintrin.h>
+
+namespace {
+
+struct Full {
+  using T = __m512;
+  static constexpr int W = 16;
+  static ALWAYS_INLINE T load(const float* p) { return _mm512_loadu_ps(p); }
+  static ALWAYS_INLINE void store(float* p, T v) { _mm512_storeu_ps(p, v); }
+  static ALWAYS_INLINE void store_partial(float* p, T v, int n) {
+    _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1), v);
+  }
+  static ALWAYS_INLINE T load_partial(const float* p, int n) {
+    return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p);
+  }
+  static ALWAYS_INLINE T broadcast(const float* p) { return _mm512_set1_ps(*p); }
+  static ALWAYS_INLINE T fma(T a, T b, T c) { return _mm512_fmadd_ps(a, b, c); }
+  static ALWAYS_INLINE T add(T a, T b) { return _mm512_add_ps(a, b); }
+  // The second operand is returned when either is NaN: the value stands second so that NaN survives.
+  static ALWAYS_INLINE T clamp(T v, T lo, T hi) { return _mm512_min_ps(hi, _mm512_max_ps(lo, v)); }
+};
+
+struct Half {
+  using T = __m256;
+  static constexpr int W = 8;
+  static ALWAYS_INLINE T load(const float* p) { return _mm256_loadu_ps(p); }
+  static ALWAYS_INLINE void store(float* p, T v) { _mm256_storeu_ps(p, v); }
+  static ALWAYS_INLINE void store_partial(float* p, T v, int n) {
+    _mm256_mask_storeu_ps(p, static_cast<__mmask8>((1u << n) - 1), v);
+  }
+  static ALWAYS_INLINE T load_partial(const float* p, int n) {
+    return _mm256_maskz_loadu_ps(static_cast<__mmask8>((1u << n) - 1), p);
+  }
+  static ALWAYS_INLINE T broadcast(const float* p) { return _mm256_set1_ps(*p); }
+  static ALWAYS_INLINE T fma(T a, T b, T c) { return _mm256_fmadd_ps(a, b, c); }
+  static ALWAYS_INLINE T add(T a, T b) { return _mm256_add_ps(a, b); }
+  static ALWAYS_INLINE T clamp(T v, T lo, T hi) { return _mm256_min_ps(hi, _mm256_max_ps(lo, v)); }
+};
+
+}  // namespace

@@ -1,0 +1,28 @@
+// The vector vocabulary on AArch64 Advanced SIMD (baseline ARMv8-A). Included inside an anonymous namespace.
+#include <arm_neon.h>
+
+namespace {
+
+struct Full {
+  using T = float32x4_t;
+  static constexpr int W = 4;
+  static ALWAYS_INLINE T load(const float* p) { return vld1q_f32(p); }
+  static ALWAYS_INLINE void store(float* p, T v) { vst1q_f32(p, v); }
+  static ALWAYS_INLINE void store_partial(float* p, T v, int n) {
+    float row[W];
+    vst1q_f32(row, v);
+    for (int i = 0; i < n; ++i) p[i] = row[i];
+  }
+  static ALWAYS_INLINE T load_partial(const float* p, int n) {
+    float row[W] = {0, 0, 0, 0};
+    for (int i = 0; i < n; ++i) row[i] = p[i];
+    return vld1q_f32(row);
+  }
+  static ALWAYS_INLINE T broadcast(const float* p) { return vld1q_dup_f32(p); }
+  static ALWAYS_INLINE T fma(T a, T b, T c) { return vfmaq_f32(c, a, b); }
+  static ALWAYS_INLINE T add(T a, T b) { return vaddq_f32(a, b); }
+  // FMIN and FMAX propagate NaN; the "nm" forms would not.
+  static ALWAYS_INLINE T clamp(T v, T lo, T hi) { return vminq_f32(hi, vmaxq_f32(lo, v)); }
+};
+
+}  // namespace

@@ -1,0 +1,22 @@
+// The vector vocabulary in plain C++: one lane. Its FMA is a true fused one, so results equal the vector ISAs' bit for
+// bit; without FMA hardware that is a slow library call, which is why dispatch prefers PyTorch to this ISA.
+namespace {
+
+struct Full {
+  using T = float;
+  static constexpr int W = 1;
+  static ALWAYS_INLINE T load(const float* p) { return *p; }
+  static ALWAYS_INLINE void store(float* p, T v) { *p = v; }
+  static ALWAYS_INLINE void store_partial(float* p, T v, int) { *p = v; }
+  static ALWAYS_INLINE T load_partial(const float* p, int) { return *p; }
+  static ALWAYS_INLINE T broadcast(const float* p) { return *p; }
+  static ALWAYS_INLINE T fma(T a, T b, T c) { return __builtin_fmaf(a, b, c); }
+  static ALWAYS_INLINE T add(T a, T b) { return a + b; }
+  // Written so that a NaN fails both comparisons and survives.
+  static ALWAYS_INLINE T clamp(T v, T lo, T hi) {
+    v = v < lo ? lo : v;
+    return v > hi ? hi : v;
+  }
+};
+
+}  // namespace

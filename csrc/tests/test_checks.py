@@ -1,0 +1,80 @@
+"""Tests of the checks themselves, on small listings with planted faults.  Run by ctest."""
+
+from __future__ import annotations
+
+import unittest
+
+import check_spills
+import check_symbols
+
+TABLE = "0000000000000000 D mobilenet_ext_isa_avx2\n0000000000000010 t (anonymous namespace)::depthwise_row()\n"
+
+X86 = """
+0000000000000000 <void (anonymous namespace)::gemm_tile<6>()>:
+   0:\tpush   %rbp
+   1:\tmov    %rsp,%rbp
+   4:\tvmovups 0x20(%rsp),%zmm0
+   8:\tvfmadd231ps %zmm1,%zmm2,%zmm3
+   c:\tvfmadd231ps (%rdi),%zmm2,%zmm3
+  10:\tvfmadd231ps %zmm1,%zmm2,%zmm3
+  14:\t{inside}
+  18:\tvfmadd231ps %zmm1,%zmm2,%zmm3
+  1c:\tjne    8 <void (anonymous namespace)::gemm_tile<6>()+0x8>
+  20:\tdec    %rax
+  24:\tjne    4 <void (anonymous namespace)::gemm_tile<6>()+0x4>
+  28:\tret
+"""
+
+ARM = """
+0000000000000000 <void (anonymous namespace)::gemm_tile<6>()>:
+   0:\tmov\tx29, sp
+   4:\tfmla\tv1.4s, v2.4s, v3.s[0]
+   8:\tfmla\tv1.4s, v2.4s, v3.s[1]
+   c:\tfmla\tv1.4s, v2.4s, v3.s[2]
+  10:\tfmla\tv1.4s, v2.4s, v3.s[3]
+  14:\t{inside}
+  18:\tcbnz\tx0, 4 <void (anonymous namespace)::gemm_tile<6>()+0x4>
+"""
+
+
+class Symbols(unittest.TestCase):
+    def test_the_table_alone_is_fine(self) -> None:
+        self.assertEqual(check_symbols.leaks(TABLE + "                 U memcpy\n", "isa_avx2"), [])
+
+    def test_weak_global_and_unique_symbols_are_leaks(self) -> None:
+        for kind in "WVuTBi":
+            self.assertEqual(
+                len(check_symbols.leaks(TABLE + f"0000000000000020 {kind} std::max()\n", "isa_avx2")), 1, kind
+            )
+
+    def test_the_table_must_be_there_and_be_this_isas(self) -> None:
+        self.assertIn("0 kernel tables", check_symbols.leaks("", "isa_avx2")[0])
+        self.assertEqual(len(check_symbols.leaks(TABLE, "isa_avx512")), 2)
+
+
+class Spills(unittest.TestCase):
+    def spills(self, listing: str, inside: str, arch: str) -> tuple[int, int]:
+        (body,) = check_spills.functions(listing.replace("{inside}", inside)).values()
+        loops, found = check_spills.spills(body, check_spills.ARCHES[arch])
+        return loops, len(found)
+
+    def test_x86(self) -> None:
+        self.assertEqual(self.spills(X86, "add $4,%rdi", "x86_64"), (1, 0))
+        self.assertEqual(self.spills(X86, "mov 0x8(%rsp),%rax", "x86_64"), (1, 0))
+        self.assertEqual(self.spills(X86, "vmovaps %zmm4,0x40(%rsp)", "x86_64"), (1, 1))
+        self.assertEqual(self.spills(X86, "vmovups -0x40(%rbp),%ymm4", "x86_64"), (1, 1))
+        self.assertEqual(self.spills(X86, "vfmadd231ps 0x40(%rsp,%rax,1),%zmm1,%zmm2", "x86_64"), (1, 1))
+
+    def test_aarch64(self) -> None:
+        self.assertEqual(self.spills(ARM, "ldr\tx1, [sp, #16]", "aarch64"), (1, 0))
+        self.assertEqual(self.spills(ARM, "ldr\tq4, [x1, #16]", "aarch64"), (1, 0))
+        self.assertEqual(self.spills(ARM, "ldr\tq4, [sp, #16]", "aarch64"), (1, 1))
+        self.assertEqual(self.spills(ARM, "stp\tq4, q5, [x29, #32]", "aarch64"), (1, 1))
+
+    def test_a_loop_with_few_fmas_is_not_hot(self) -> None:
+        listing = X86.replace("vfmadd231ps", "vaddps", 1)
+        self.assertEqual(self.spills(listing, "vmovaps %zmm4,0x40(%rsp)", "x86_64"), (0, 0))
+
+
+if __name__ == "__main__":
+    unittest.main()

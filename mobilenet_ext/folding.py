@@ -1,0 +1,35 @@
+"""BatchNorm folded into a convolution: the only place in Python with the formula.
+
+Folding is done in float64 and cast once by the caller.  Folding in a low precision costs accuracy that no later step
+can bring back (see docs/numerics).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from mobilenet_ext.spec import ConvSpec
+
+
+def fold(spec: ConvSpec, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the convolution that equals ``spec``'s convolution followed by its BatchNorm in eval mode.
+
+    ``tensors`` maps every name in ``spec.sources`` to its tensor, of any floating-point dtype.  A missing affine
+    weight counts as one, every other missing vector as zero; ``num_batches_tracked`` is not read.
+
+    Returns ``(weight, bias)`` in float64 on the device of the sources, detached: weight of shape ``spec.weight_shape``,
+    bias of shape ``(out_channels,)``.
+    """
+    values = {name: tensors[name].detach().double() for name in spec.sources if name != "num_batches_tracked"}
+    weight = values["weight"]
+    zero = torch.zeros(spec.out_channels, dtype=torch.float64, device=weight.device)
+    bias = values.get("conv_bias", zero)
+    if not spec.has_bn:
+        return weight, bias.clone()
+    scale = torch.rsqrt(values["running_var"] + spec.eps)
+    if "bn_weight" in values:
+        scale = scale * values["bn_weight"]
+    return weight * scale[:, None, None, None], (bias - values["running_mean"]) * scale + values.get("bn_bias", zero)

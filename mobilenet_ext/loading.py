@@ -1,0 +1,162 @@
+"""Models by name, for the command line: ours, torchvision's, timm's, or whatever a user's callable returns.
+
+Models by name get random weights and BatchNorm statistics that make their activations spread over both clamps of
+ReLU6, so that a comparison exercises the arithmetic; nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+DEFAULT_SIZE = 224  # pixels
+_FORMS = "reference:v1, reference:v2, a torchvision or timm name, or module:callable"
+
+
+class LoadError(ValueError):
+    """The model cannot be had; the message is one sentence."""
+
+
+def load(name: str, size: int | None = None, seed: int = 0) -> nn.Module:
+    """The model called ``name``, in eval mode on the CPU.
+
+    ``name`` is ``reference:v1`` or ``reference:v2``, a torchvision or timm classification model (``torchvision:`` or
+    ``timm:`` in front decides where both have one; torchvision is asked first), or ``module:callable``, a callable
+    without arguments that returns an ``nn.Module``, which is used as it is.  ``size`` is the side in pixels of the
+    image that sets the statistics of a random model.  LoadError if there is no such model or package.
+    """
+    prefix, separator, rest = name.partition(":")
+    if prefix == "reference" and separator:
+        model = _reference(rest)
+    elif prefix in ("torchvision", "timm") and separator:
+        found = _from_torchvision(rest) if prefix == "torchvision" else _from_timm(rest)
+        if isinstance(found, str):
+            raise LoadError(f"no model {rest!r} in {prefix}: {found}")
+        model = found
+    elif separator:
+        return _from_callable(prefix, rest).eval()
+    else:
+        model = _by_bare_name(name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        side = size or input_size(model)
+        randomise(model, torch.randn(2, input_channels(model), side, side))
+    return model.eval()
+
+
+def input_size(model: nn.Module) -> int:
+    """Side in pixels of the image a model was made for; 224 where it does not say."""
+    size = getattr(model, "input_size", None)
+    if isinstance(size, int):
+        return size
+    config = getattr(model, "pretrained_cfg", None)
+    return int(config["input_size"][-1]) if config and config.get("input_size") else DEFAULT_SIZE
+
+
+def input_channels(model: nn.Module) -> int:
+    """Channels of a model's image: those of its first convolution, 3 if it has none."""
+    return next((module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d)), 3)
+
+
+@torch.no_grad()
+def randomise(model: nn.Module, example: Tensor) -> None:
+    """Give every BatchNorm random affine parameters and, near those of ``example``, random statistics, in place.
+
+    Uses the global random generator.  The mode of every module is as before.
+    """
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    modes = [(module, module.training) for module in model.modules()]
+    momenta = [norm.momentum for norm in norms]
+    model.eval()
+    for norm in norms:
+        if norm.affine:
+            norm.weight.uniform_(1.0, 3.0)
+            norm.bias.normal_(0.5, 1.0)
+        norm.momentum = 1.0
+        norm.training = norm.track_running_stats
+    try:
+        model(example)
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        for module, mode in modes:
+            module.training = mode
+    for norm in norms:
+        if norm.running_mean is not None and norm.running_var is not None:
+            norm.running_mean.add_(0.3 * norm.running_var.sqrt() * torch.randn_like(norm.running_mean))
+            norm.running_var.mul_(torch.empty_like(norm.running_var).uniform_(0.6, 1.6))
+
+
+def _reference(version: str) -> nn.Module:
+    from mobilenet_ext import models
+
+    classes = {"v1": models.MobileNetV1, "v2": models.MobileNetV2}
+    if version not in classes:
+        raise LoadError(f"no reference model {version!r}; allowed: v1, v2")
+    return classes[version]()
+
+
+def _no_import(package: str, error: Exception) -> str:
+    advice = f"; `pip install {package}` adds it" if isinstance(error, ModuleNotFoundError) else ""
+    return f"{package} cannot be imported ({error}){advice}"
+
+
+def _from_torchvision(name: str) -> nn.Module | str:
+    """The model, or why there is none."""
+    try:
+        from torchvision import models
+    except (ImportError, OSError, RuntimeError) as error:  # a build for another torch raises RuntimeError
+        return _no_import("torchvision", error)
+    names = models.list_models(module=models)
+    if name not in names:
+        return _unknown(name, names)
+    return models.get_model(name, weights=None)
+
+
+def _from_timm(name: str) -> nn.Module | str:
+    try:
+        import timm
+    except (ImportError, OSError, RuntimeError) as error:
+        return _no_import("timm", error)
+    if not timm.is_model(name):
+        return _unknown(name, timm.list_models())
+    return timm.create_model(name, pretrained=False)
+
+
+def _unknown(name: str, names: list[str]) -> str:
+    close = difflib.get_close_matches(name, names, n=3)
+    return "it knows " + ", ".join(close) if close else "it knows nothing like it"
+
+
+def _by_bare_name(name: str) -> nn.Module:
+    reasons = {}
+    for library, find in (("torchvision", _from_torchvision), ("timm", _from_timm)):
+        found = find(name)
+        if isinstance(found, nn.Module):
+            return found
+        reasons[library] = found
+    listed = "; ".join(f"{library}: {reason}" for library, reason in reasons.items())
+    raise LoadError(f"no model {name!r} ({listed}); allowed: {_FORMS}")
+
+
+def _from_callable(module_name: str, attribute: str) -> nn.Module:
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        target = importlib.import_module(module_name)
+    except ImportError as error:
+        raise LoadError(f"cannot import module {module_name!r}: {error}; allowed: {_FORMS}") from error
+    finally:
+        sys.path.remove(here)
+    factory = getattr(target, attribute, None)
+    if not callable(factory):
+        raise LoadError(f"module {module_name!r} has no callable {attribute!r}")
+    model = factory()
+    if not isinstance(model, nn.Module):
+        raise LoadError(f"{module_name}:{attribute} returned a {type(model).__name__}; allowed: a torch.nn.Module")
+    return model

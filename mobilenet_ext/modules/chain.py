@@ -1,0 +1,267 @@
+"""One fused chain of one module: decides per call whether it may run, then calls the operator.
+
+There are two ways in.  In eager mode the checks are made in Python and a fresh chain passes its slot only.  Under
+``torch.compile`` and ``torch.export`` the operator gets every source, because the graph has to see the parameters.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import threading
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.compiler import is_compiling, is_exporting
+
+from mobilenet_ext import _C
+from mobilenet_ext.freshness import Slot, SourceWatch, Stamp, hidden_change, is_fresh, take_stamp, watch_optimizers
+from mobilenet_ext.modules.structure import Snapshot, Structure, global_hook_reason, mode_reason, plain_class
+from mobilenet_ext.spec import BlockSpec, encode
+
+if TYPE_CHECKING:
+    from mobilenet_ext.matchers import Match
+
+_ops = torch.ops.mobilenet_ext
+_chain_cached = _ops.chain_cached.default
+_requires_grad = attrgetter("requires_grad")
+_is_grad_enabled = torch.is_grad_enabled
+_is_autocast_enabled = torch.is_autocast_enabled
+_tracing_state = torch._C._get_tracing_state
+_transforms_active = torch._C._are_functorch_transforms_active
+_PLAIN_TENSORS = frozenset({Tensor, nn.Parameter})
+_AUTOCAST_INPUTS = frozenset({torch.float32, torch.bfloat16, torch.float16})
+
+
+class Switch:
+    """The process-wide off switch behind ``disabled()`` and ``MOBILENET_EXT_DISABLE=1``; counts how deep it is nested."""
+
+    __slots__ = ("depth", "lock")
+
+    def __init__(self) -> None:
+        self.depth = int(os.environ.get("MOBILENET_EXT_DISABLE", "0") not in ("", "0"))
+        self.lock = threading.Lock()
+
+    def turn(self, step: int) -> None:
+        with self.lock:
+            self.depth += step
+
+
+switch = Switch()
+
+
+def lookup(module: nn.Module, path: str) -> nn.Module:
+    """The submodule at ``path``; plain attribute access, which torch.compile turns into the usual sources."""
+    for atom in path.split(".") if path else ():
+        module = getattr(module, atom)
+    return module
+
+
+def _program_key(match: Match, layout: str) -> str:
+    program, constants = encode(match.chain, layout)
+    return " ".join(map(str, program)) + "|" + " ".join(map(repr, constants))
+
+
+def _decode_key(key: str) -> tuple[list[int], list[float]]:
+    program, constants = key.split("|")
+    return [int(code) for code in program.split()], [float(number) for number in constants.split()]
+
+
+class FusedChain:
+    """The state that turns the modules of a ``Match`` into one operator call.
+
+    It holds no reference to the module that owns it.  A copy or an unpickled chain starts with an empty slot and
+    binds itself to its module at the first call.
+    """
+
+    def __init__(self, module: nn.Module, match: Match, follow_input: bool = False) -> None:
+        self.match = match
+        self.snapshot = Snapshot(module, match.skipped)
+        self.frozen = False
+        self._set_layout(follow_input)
+        self._reset()
+
+    def _set_layout(self, follow_input: bool) -> None:
+        self.follow_input = follow_input
+        # One string, so that a compiled graph guards on one value instead of on every number of the program.
+        self.key = _program_key(self.match, "follow_input" if follow_input else "channels_last")
+        self.program, self.constants = _decode_key(self.key)
+        self.in_channels = self.match.chain[0].in_channels
+        items = [item for item in self.match.chain if isinstance(item, BlockSpec)]
+        self._only_residual = len(items) == len(self.match.chain) and all(item.residual for item in items)
+        self._skipped_classes = tuple(self.snapshot.classes())
+
+    def _reset(self) -> None:
+        watch_optimizers()
+        self.slot = Slot()
+        # A compiled graph may be called with other tensors than the module's own (functional_call), which a stamp
+        # made in Python would not notice; so it packs into a slot of its own.
+        self.graph_slot = Slot()
+        self.stamp: Stamp | None = None
+        self.structure: Structure | None = None
+        self.watch: SourceWatch | None = None
+        self.last_shape: tuple[int, ...] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("match", "snapshot", "frozen", "follow_input")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.match, self.snapshot, self.frozen = state["match"], state["snapshot"], state["frozen"]
+        self._set_layout(state["follow_input"])
+        self._reset()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FusedChain:
+        clone = copy.copy(self)
+        memo[id(self)] = clone
+        return clone
+
+    def chains(self) -> list[FusedChain]:
+        return [self]
+
+    def distrust(self) -> None:
+        """Look at everything again at the next call, even when frozen."""
+        self.stamp = None
+
+    def reason(self, module: nn.Module) -> str | None:
+        """Why ``module`` would run in PyTorch now, whatever its input; None when the fused path may run."""
+        if switch.depth:
+            return "switched off (disabled() or MOBILENET_EXT_DISABLE)"
+        return (
+            mode_reason(module, self.match.norms, self.match.identities)
+            or global_hook_reason()
+            or self.snapshot.reason(module)
+            or self._source_reason(module)
+        )
+
+    def _source_reason(self, module: nn.Module) -> str | None:
+        for source in self.match.sources:
+            owner = module.get_submodule(source.path)
+            tensor = owner._parameters.get(source.name)
+            tensor = owner._buffers.get(source.name) if tensor is None else tensor
+            where = f"{source.path}.{source.name}".lstrip(".")
+            if tensor is None:
+                return f"{where} is neither a parameter nor a buffer any more"
+            if type(tensor) not in _PLAIN_TENSORS:
+                return f"{where} is a {type(tensor).__name__}"
+            if tensor.device.type != "cpu" or tensor.layout is not torch.strided:
+                return f"{where} is on {tensor.device} with layout {tensor.layout}; kernels exist for dense CPU tensors"
+            if tensor.is_floating_point() and tensor.dtype is not torch.float32:
+                return f"{where} is {tensor.dtype}; kernels exist for torch.float32"
+        return None
+
+    def run(self, module: nn.Module, x: Any) -> Tensor | None:
+        """The output for ``x`` (N, C, H, W), or None when the plain modules have to run.
+
+        An input that no kernel takes (rank, dtype, device, channels) also gives None, so that the plain modules
+        answer it with the result or the error that their user knows.
+        """
+        if is_compiling():
+            return self._run_traced(module, x)
+        if (
+            type(x) not in _PLAIN_TENSORS
+            or switch.depth
+            or _tracing_state() is not None
+            or _transforms_active()
+            or forward_ad._current_level >= 0
+        ):
+            return None
+        shape = x.shape
+        if len(shape) != 4 or shape[1] != self.in_channels or not x.is_cpu or x.layout is not torch.strided:
+            return None
+        if _is_autocast_enabled("cpu"):
+            if x.dtype not in _AUTOCAST_INPUTS:
+                return None
+            y = self._run_eager(module, x.float())
+            return y if y is None else y.to(self._autocast_dtype(x))
+        if x.dtype is not torch.float32:
+            return None
+        self.last_shape = shape
+        return self._run_eager(module, x)
+
+    def _run_eager(self, module: nn.Module, x: Tensor) -> Tensor | None:
+        stamp = self.stamp
+        if self.frozen and stamp is not None:
+            tensors = stamp.tensors
+        else:
+            structure, watch = self.structure, self.watch
+            if structure is None or watch is None or not structure.unchanged(module):
+                return self._run_checked(module, x)
+            try:
+                tensors = watch.current()
+            except KeyError:
+                return self._run_checked(module, x)
+            if stamp is None or not is_fresh(stamp, tensors):
+                return self._run_checked(module, x)
+        if _is_grad_enabled() and (x.requires_grad or any(map(_requires_grad, tensors))):
+            return _ops.chain_grad.default(x, tensors, self.slot.tensor, self.program, self.constants)
+        try:
+            return _chain_cached(x, self.slot.tensor)
+        except RuntimeError:
+            # Another instruction set was chosen since, or this input has an error, which the next call repeats.
+            return self._run_checked(module, x)
+
+    def _run_checked(self, module: nn.Module, x: Tensor) -> Tensor | None:
+        """Inspect everything, then pass all sources, which repacks what is stale."""
+        previous, self.stamp = self.stamp, None
+        if self.reason(module) is not None:
+            return None
+        match = self.match
+        self.structure = Structure(module, match.skipped, match.norms, match.identities)
+        names = [source.name for source in match.sources]
+        self.watch = SourceWatch([module.get_submodule(source.path) for source in match.sources], names)
+        tensors = self.watch.current()
+        # The stamp comes before the call: an edit made meanwhile is then seen by the next call.
+        stamp = take_stamp(tensors)
+        if previous is None or hidden_change(previous, stamp):
+            _C.bump_epoch()
+        grad = _is_grad_enabled() and (x.requires_grad or any(map(_requires_grad, tensors)))
+        op = _ops.chain_grad.default if grad else _ops.chain.default
+        y = op(x, tensors, self.slot.tensor, self.program, self.constants)
+        self.stamp = stamp
+        return y
+
+    def _run_traced(self, module: nn.Module, x: Any) -> Tensor | None:
+        """The form for torch.compile and torch.export: no look at sizes, versions or addresses.
+
+        Training modes, classes and hooks of the inner modules are read with ordinary Python, so that the compiler
+        guards on them as it does for the plain modules.
+        """
+        if switch.depth or not isinstance(x, Tensor) or x.dim() != 4 or x.device.type != "cpu":
+            return None
+        if x.shape[1] != self.in_channels or x.layout != torch.strided:
+            return None
+        for path in self.match.norms + self.match.identities:
+            if lookup(module, path).training:
+                return None
+        for path, cls in self._skipped_classes:
+            part = lookup(module, path)
+            if plain_class(part) is not cls or part._forward_hooks or part._forward_pre_hooks:
+                return None
+            if part._backward_hooks or part._backward_pre_hooks:
+                return None
+        sources = [getattr(lookup(module, source.path), source.name) for source in self.match.sources]
+        for tensor in sources:
+            if tensor is None or tensor.is_floating_point() and tensor.dtype != torch.float32:
+                return None
+        dtype = None
+        if torch.is_autocast_enabled("cpu"):
+            if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+                return None
+            dtype = self._autocast_dtype(x)
+            x = x.float()
+        elif x.dtype != torch.float32:
+            return None
+        program, constants = _decode_key(self.key)
+        slot = None if is_exporting() else self.graph_slot.tensor
+        grad = torch.is_grad_enabled() and (x.requires_grad or any([t.requires_grad for t in sources]))
+        op = _ops.chain_grad.default if grad else _ops.chain.default
+        y = op(x, sources, slot, program, constants)
+        return y if dtype is None else y.to(dtype)
+
+    def _autocast_dtype(self, x: Tensor) -> torch.dtype:
+        """The dtype that the plain modules return: a shortcut from a wider input widens the sum."""
+        dtype = torch.get_autocast_dtype("cpu")
+        return torch.promote_types(dtype, x.dtype) if self._only_residual else dtype

@@ -1,0 +1,32 @@
+"""What happens around the plain modules when a fused path does not run: strides as promised, and distrust after training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mobilenet_ext.freshness import bump_epoch
+from mobilenet_ext.modules.chain import FusedChain
+
+
+def memory_format_of(x: Tensor) -> torch.memory_format:
+    """The memory format of ``x`` (N, C, H, W); where its strides fit both, contiguous wins."""
+    if x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
+        return torch.contiguous_format
+    return torch.channels_last
+
+
+def finish_plain(module: nn.Module, chain: FusedChain, x: Any, y: Any) -> Any:
+    """The plain modules' output ``y`` for ``x`` with the strides that ``chain`` would have given it.
+
+    BatchNorm in training has just changed its statistics without a new version: then packed weights are distrusted.
+    """
+    if not torch.compiler.is_compiling() and any(module.get_submodule(path).training for path in chain.match.norms):
+        bump_epoch()
+    if not isinstance(y, Tensor) or y.dim() != 4:
+        return y
+    if not chain.follow_input:
+        return y.contiguous(memory_format=torch.channels_last)
+    return y.contiguous(memory_format=memory_format_of(x)) if isinstance(x, Tensor) and x.dim() == 4 else y

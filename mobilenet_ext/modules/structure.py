@@ -1,0 +1,169 @@
+"""What a fused path relies on in the modules that it does not call, and why it may not run.
+
+A fused chain skips its inner modules.  That is right only while they are what they were when they were matched: same
+classes, same settings, no hooks, BatchNorm in eval mode.  ``Structure.unchanged`` is the check of every eager call,
+``Snapshot.reason`` the slow one that finds the words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+from itertools import chain as concat
+from operator import itemgetter
+from typing import Any
+
+from torch import nn
+from torch.nn.modules import module as global_hooks
+
+STATE = "_mobilenet_ext"  # the one attribute that a fused module adds to its instance
+
+_HOOKS = {
+    "_forward_hooks": "a forward hook",
+    "_forward_pre_hooks": "a forward pre-hook (pruning and weight norm add one)",
+    "_backward_hooks": "a backward hook",
+    "_backward_pre_hooks": "a backward pre-hook",
+}
+_GLOBAL_HOOKS = (
+    global_hooks._global_forward_hooks,
+    global_hooks._global_forward_pre_hooks,
+    global_hooks._global_backward_hooks,
+    global_hooks._global_backward_pre_hooks,
+)
+# Settings without effect on the output in eval mode.
+_FREE_SETTINGS = frozenset({"training", "momentum", "inplace", "p", "drop_prob", "drop_rate", "call_super_init"})
+_CLASS = "class"
+_CHILDREN = "children"
+
+_norm_state = itemgetter("training", "eps")
+_training = itemgetter("training")
+
+
+def plain_class(module: nn.Module) -> type[nn.Module]:
+    """The class that the module has when it is not fused."""
+    return getattr(type(module), "_plain_class", type(module))
+
+
+def _is_setting(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_setting, value))
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+def _settings(module: nn.Module) -> dict[str, Any]:
+    found = {
+        name: value
+        for name, value in vars(module).items()
+        if not name.startswith("_") and name not in _FREE_SETTINGS and _is_setting(value)
+    }
+    found[_CLASS] = plain_class(module)
+    found[_CHILDREN] = tuple(module._modules)
+    return found
+
+
+def _named(path: str) -> str:
+    return path or "the module itself"
+
+
+class Snapshot:
+    """Classes, children and settings of the module at ``""`` and of every skipped one, when they were matched."""
+
+    def __init__(self, module: nn.Module, skipped: Iterable[str]) -> None:
+        self._settings = {path: _settings(module.get_submodule(path)) for path in ("", *skipped)}
+
+    def classes(self) -> Iterator[tuple[str, type[nn.Module]]]:
+        """Every skipped path with its class."""
+        return ((path, found[_CLASS]) for path, found in self._settings.items() if path)
+
+    def reason(self, module: nn.Module) -> str | None:
+        """In one clause, what has changed since; None when nothing has."""
+        for path, expected in self._settings.items():
+            try:
+                part = module.get_submodule(path)
+            except AttributeError:
+                return f"{path} is gone"
+            if path:
+                hook = next((words for name, words in _HOOKS.items() if vars(part).get(name)), None)
+                if hook is not None:
+                    return f"{path} has {hook}"
+                if "forward" in vars(part):
+                    return f"{path}.forward was replaced"
+            if "parametrizations" in part._modules:
+                return f"{_named(path)} is parametrized"
+            current = _settings(part)
+            for name, value in expected.items():
+                if name not in current:
+                    return f"{_named(path)} has no {name} any more"
+                if current[name] != value:
+                    return _describe_change(_named(path), name, value, current[name])
+        return None
+
+
+def _describe_change(path: str, name: str, old: Any, new: Any) -> str:
+    if name == _CLASS:
+        return f"{path} was a {old.__name__} and is a {new.__name__}"
+    return f"{name} of {path} changed from {old!r} to {new!r} after fusing; fuse again"
+
+
+def mode_reason(module: nn.Module, norms: Iterable[str], identities: Iterable[str]) -> str | None:
+    """Why the training modes inside rule the fused path out; None when they do not."""
+    for path in norms:
+        norm = module.get_submodule(path)
+        if norm.training:
+            return "training: PyTorch"
+        if getattr(norm, "running_mean", None) is None:
+            return f"{path} has no running statistics"
+    for path in identities:
+        if module.get_submodule(path).training:
+            return "training: PyTorch"
+    return None
+
+
+def global_hook_reason() -> str | None:
+    return "a global module hook is registered" if any(_GLOBAL_HOOKS) else None
+
+
+class Structure:
+    """The fast form of the check, bound to the very module objects of one instance."""
+
+    __slots__ = (
+        "_child_dicts",
+        "_children",
+        "_dicts",
+        "_hooks",
+        "_identities",
+        "_lengths",
+        "_modules",
+        "_needs_eval",
+        "_norm_states",
+        "_norms",
+        "_root_children",
+        "_types",
+    )
+
+    def __init__(self, module: nn.Module, skipped: Iterable[str], norms: Iterable[str], identities: Collection[str]) -> None:
+        self._modules = [module.get_submodule(path) for path in skipped]
+        self._types = list(map(type, self._modules))
+        self._dicts = list(map(vars, self._modules))
+        self._lengths = list(map(len, self._dicts))
+        self._hooks = [*_GLOBAL_HOOKS, *(vars(part)[name] for part in self._modules for name in _HOOKS)]
+        self._root_children = module._modules
+        self._child_dicts = [part._modules for part in (module, *self._modules) if part._modules]
+        self._children = list(concat.from_iterable(map(dict.values, self._child_dicts)))
+        self._norms = [vars(module.get_submodule(path)) for path in norms]
+        self._norm_states = [(False, norm["eps"]) for norm in self._norms]
+        # Only the inner ones: a reference to the module's own dict would be a cycle that keeps its slot alive.
+        self._identities = [vars(module.get_submodule(path)) for path in identities if path]
+        self._needs_eval = "" in identities
+
+    def unchanged(self, module: nn.Module) -> bool:
+        """Whether the fused path may run; about a microsecond for a block, because the loops run in C."""
+        return (
+            module._modules is self._root_children
+            and not (self._needs_eval and module.training)
+            and not any(self._hooks)
+            and list(map(_norm_state, self._norms)) == self._norm_states
+            and not any(map(_training, self._identities))
+            and list(map(type, self._modules)) == self._types
+            and list(map(len, self._dicts)) == self._lengths
+            and list(concat.from_iterable(map(dict.values, self._child_dicts))) == self._children
+        )

@@ -1,0 +1,248 @@
+"""Functional operators, and the fake kernels of the native ones.
+
+The functional forms take tensors like their counterparts in :mod:`torch.nn.functional`, follow their input's memory
+format and pack their weights on every call; modules (:func:`mobilenet_ext.fuse`) pack once.  fp32 on the CPU; other
+dtypes and devices raise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import autograd as _autograd
+from ._library import native as _native
+from .spec import ACTIVATIONS, BlockSpec, ConvSpec, Padding, Program, decode, encode
+
+IntPair = int | Sequence[int]
+
+
+def _empty_result(x: Tensor, program: Program) -> Tensor:
+    """An empty tensor of the shape and exactly the strides that the kernel returns."""
+    if program.flat_output:
+        last = program.chain[-1]
+        return x.new_empty((x.shape[0], last.out_channels if isinstance(last, BlockSpec) else last.out_features))
+    height, width = x.shape[2], x.shape[3]
+    channels = x.shape[1]
+    for item in program.chain:
+        assert isinstance(item, BlockSpec)
+        height, width = item.output_size(height, width)
+        channels = item.out_channels
+    planar = program.layout == "follow_input" and (
+        x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last)
+    )
+    layout = torch.contiguous_format if planar else torch.channels_last
+    return torch.empty(
+        (x.shape[0], channels, height, width), dtype=x.dtype, device=x.device, memory_format=layout
+    )
+
+
+def _fake_chain(
+    x: Tensor, sources: list[Tensor], slot: Tensor | None, program: list[int], constants: list[float]
+) -> Tensor:
+    return _empty_result(x, decode(program, constants))
+
+
+torch.library.register_fake("mobilenet_ext::chain", _fake_chain)
+torch.library.register_fake("mobilenet_ext::chain_grad", _fake_chain)
+_autograd.register()
+
+
+def _pair(name: str, value: IntPair, lowest: int) -> tuple[int, int]:
+    pair = (value, value) if isinstance(value, int) else tuple(value)
+    if len(pair) != 2 or not all(isinstance(v, int) and v >= lowest for v in pair):
+        raise ValueError(f"{name} is {value!r}; allowed: one or two integers of at least {lowest}")
+    return pair[0], pair[1]
+
+
+def _padding(value: str | IntPair, kernel: tuple[int, int], dilation: tuple[int, int]) -> Padding | str:
+    """Padding as (top, bottom, left, right): an int, a pair (vertical, horizontal), all four, 'same' or 'valid'."""
+    if value == "valid":
+        return (0, 0, 0, 0)
+    if value == "same":
+        return "same"
+    if isinstance(value, str):
+        raise ValueError(f"padding is {value!r}; allowed: integers, 'same' or 'valid'")
+    if not isinstance(value, int) and len(value) == 4:
+        four = tuple(value)
+        if not all(isinstance(v, int) and v >= 0 for v in four):
+            raise ValueError(f"padding is {value!r}; allowed: integers of at least 0")
+        return (four[0], four[1], four[2], four[3])
+    vertical, horizontal = _pair("padding", value, 0)
+    return (vertical, vertical, horizontal, horizontal)
+
+
+def _check_input(x: Tensor, channels: int) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x is a {type(x).__name__}; allowed: a torch.Tensor")
+    if x.dim() != 4:
+        raise ValueError(f"x has shape {tuple(x.shape)}; allowed: four dimensions (N, C, H, W)")
+    if x.shape[1] != channels:
+        raise ValueError(f"x has {x.shape[1]} channels; this weight takes {channels}")
+    if x.dtype != torch.float32:
+        raise TypeError(f"x is {x.dtype}; allowed: torch.float32")
+    if x.device.type != "cpu":
+        raise ValueError(f"x is on {x.device}; allowed: the CPU")
+
+
+def _run(x: Tensor, block: BlockSpec, sources: list[Tensor]) -> Tensor:
+    """Under autocast the arithmetic stays fp32 and the result has the autocast dtype, as autocast's convolution has."""
+    autocast = torch.is_autocast_enabled("cpu")
+    if autocast:
+        x = x.float()
+    _check_input(x, block.in_channels)
+    program, constants = encode((block,), "follow_input", transient=True)
+    grad = torch.is_grad_enabled() and (x.requires_grad or any(t.requires_grad for t in sources))
+    op = torch.ops.mobilenet_ext.chain_grad if grad else torch.ops.mobilenet_ext.chain
+    y = op(x, sources, None, program, constants)
+    return y.to(torch.get_autocast_dtype("cpu")) if autocast else y
+
+
+def _depthwise_spec(
+    weight: Tensor,
+    stride: IntPair,
+    padding: str | IntPair,
+    dilation: IntPair,
+    activation: str,
+    eps: float,
+    tensors: dict[str, Tensor | None],
+) -> tuple[ConvSpec, list[Tensor]]:
+    if weight.dim() != 4 or weight.shape[1] != 1:
+        raise ValueError(f"weight has shape {tuple(weight.shape)}; allowed: (C, 1, kH, kW)")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation is {activation!r}; allowed: {', '.join(ACTIVATIONS)}")
+    kernel = (weight.shape[2], weight.shape[3])
+    present = {"weight": weight, **{k: v for k, v in tensors.items() if v is not None}}
+    spec = ConvSpec(
+        weight.shape[0],
+        weight.shape[0],
+        kernel,
+        _pair("stride", stride, 1),
+        _pair("dilation", dilation, 1),
+        _padding(padding, kernel, _pair("dilation", dilation, 1)),
+        depthwise=True,
+        activation=activation,
+        eps=eps,
+        sources=tuple(present),
+    )
+    return spec, list(present.values())
+
+
+def depthwise_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: IntPair = 1,
+    padding: str | IntPair = 0,
+    dilation: IntPair = 1,
+) -> Tensor:
+    """Depthwise convolution: ``torch.nn.functional.conv2d(x, weight, bias, ..., groups=C)``.
+
+    Args:
+        x: (N, C, H, W) fp32, any strides.
+        weight: (C, 1, kH, kW) fp32.
+        bias: (C,) fp32 or None.
+        stride, dilation: in pixels, an int or (vertical, horizontal).
+        padding: in pixels, an int, (vertical, horizontal), (top, bottom, left, right), ``"valid"``, or ``"same"``
+            (TensorFlow's rule: the output has ceil(input / stride) pixels, the odd padding pixel at bottom and right).
+
+    Returns: (N, C, H', W') fp32 in the memory format of ``x``.
+
+    Raises ValueError or TypeError naming the argument, its value and what is allowed.
+    """
+    spec, sources = _depthwise_spec(weight, stride, padding, dilation, "none", 0.0, {"conv_bias": bias})
+    return _run(x, BlockSpec(depthwise=spec), sources)
+
+
+def depthwise_conv_bn_act(
+    x: Tensor,
+    weight: Tensor,
+    bn_weight: Tensor | None,
+    bn_bias: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    eps: float = 1e-5,
+    stride: IntPair = 1,
+    padding: str | IntPair = 0,
+    dilation: IntPair = 1,
+    activation: str = "relu6",
+    bias: Tensor | None = None,
+) -> Tensor:
+    """Depthwise convolution, BatchNorm with running statistics, activation: one kernel.
+
+    The counterpart of ``act(F.batch_norm(F.conv2d(x, weight, bias, ..., groups=C), running_mean, running_var, bn_weight,
+    bn_bias, False, 0, eps))``.  Arguments as in :func:`depthwise_conv2d`; the BatchNorm vectors are (C,) fp32;
+    ``activation`` is ``"none"``, ``"relu"`` or ``"relu6"``.
+
+    Returns: (N, C, H', W') fp32 in the memory format of ``x``.
+    """
+    vectors = {
+        "conv_bias": bias,
+        "bn_weight": bn_weight,
+        "bn_bias": bn_bias,
+        "running_mean": running_mean,
+        "running_var": running_var,
+    }
+    spec, sources = _depthwise_spec(weight, stride, padding, dilation, activation, eps, vectors)
+    return _run(x, BlockSpec(depthwise=spec), sources)
+
+
+BatchNormVectors = tuple[Tensor | None, Tensor | None, Tensor, Tensor]
+
+
+def inverted_residual(
+    x: Tensor,
+    expand: tuple[Tensor, BatchNormVectors] | None,
+    depthwise: tuple[Tensor, BatchNormVectors],
+    project: tuple[Tensor, BatchNormVectors],
+    eps: float = 1e-5,
+    stride: IntPair = 1,
+    padding: str | IntPair = 1,
+    dilation: IntPair = 1,
+    activation: str = "relu6",
+    residual: bool = False,
+) -> Tensor:
+    """MobileNetV2's inverted residual (arXiv 1801.04381, section 3.3) in one kernel, BatchNorm with running statistics.
+
+    Args:
+        x: (N, C, H, W) fp32, any strides.
+        expand: None, or (weight (t*C, C, 1, 1), (bn weight, bn bias, running mean, running var)).
+        depthwise: (weight (t*C, 1, kH, kW), the same four vectors); ``stride``, ``padding``, ``dilation`` are its.
+        project: (weight (C', t*C, 1, 1), the same four vectors); linear, as the paper's bottleneck is.
+        activation: after expand and depthwise: ``"none"``, ``"relu"`` or ``"relu6"``.
+        residual: add ``x`` to the result; needs stride 1 and C' == C.
+
+    Returns: (N, C', H', W') fp32 in the memory format of ``x``.
+    """
+
+    def dense(name: str, pair: tuple[Tensor, BatchNormVectors], act: str) -> tuple[ConvSpec, list[Tensor]]:
+        weight, vectors = pair
+        if weight.dim() != 4 or weight.shape[2:] != (1, 1):
+            raise ValueError(f"{name} weight has shape {tuple(weight.shape)}; allowed: (out, in, 1, 1)")
+        present = {"weight": weight, **named(vectors)}
+        spec = ConvSpec(
+            weight.shape[1], weight.shape[0], activation=act, eps=eps, sources=tuple(present)
+        )
+        return spec, list(present.values())
+
+    def named(vectors: BatchNormVectors) -> dict[str, Tensor]:
+        names = ("bn_weight", "bn_bias", "running_mean", "running_var")
+        return {n: v for n, v in zip(names, vectors) if v is not None}
+
+    expand_spec, sources = dense("expand", expand, activation) if expand is not None else (None, [])
+    weight, vectors = depthwise
+    depthwise_spec, depthwise_sources = _depthwise_spec(
+        weight, stride, padding, dilation, activation, eps, dict(named(vectors))
+    )
+    project_spec, project_sources = dense("project", project, "none")
+    if residual and depthwise_spec.stride != (1, 1):
+        raise ValueError(f"residual is True with stride {depthwise_spec.stride}; allowed: stride 1")
+    block = BlockSpec(expand_spec, depthwise_spec, project_spec, residual=residual)
+    return _run(x, block, [*sources, *depthwise_sources, *project_sources])
+
+
+def isa() -> str:
+    """The instruction set that the CPU kernels use now: the best the machine has, at or below the cap."""
+    return str(_native.isa())

@@ -1,0 +1,174 @@
+"""How far a float32 result may be from the float64 one: the only place with the formula.
+
+Two conditions, both needed:
+
+* every element within ``2 * eps * sqrt(K) * sum |w||x|`` of the float64 result, where K is the number of terms of the
+  sum, the magnitudes come from a float64 run on absolute values, and the errors of earlier stages are propagated;
+* the root mean square error at most twice that of PyTorch's own run in the same precision.
+
+The first finds single wrong elements, the second finds precision lost everywhere (weights rounded to float16 are
+within the first for long sums, and a thousand times outside the second).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mobilenet_ext.backends import aten
+from mobilenet_ext.folding import fold
+from mobilenet_ext.spec import BlockSpec, ChainItem, ConvSpec, LinearSpec
+
+RMS_FACTOR = 2.0
+_ENOUGH = 4096  # outputs from which an RMS error is a steady number
+_MAX_REPEATS = 16
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A result against float64.
+
+    ``max_rel`` is the largest error over the largest magnitude of the reference; ``sqnr_db`` is infinite for equal
+    results; ``rms_torch`` is PyTorch's own RMS error in the same precision; ``worst_ratio`` is the largest error over
+    its bound, None where no chain describes the module and only the RMS condition holds.
+    """
+
+    max_abs: float
+    max_rel: float
+    sqnr_db: float
+    rms: float
+    rms_torch: float
+    worst_ratio: float | None
+    ok: bool
+
+
+def bound(
+    chain: Sequence[ChainItem], x: Tensor, sources: Sequence[Tensor], dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """The elementwise bound, float64, in the shape of the chain's output, for arithmetic in ``dtype``."""
+    eps = torch.finfo(dtype).eps
+    value = x.detach().double()
+    error = torch.zeros_like(value)
+    with torch.no_grad():
+        for item, stages in aten.split(chain, sources):
+            if isinstance(item, LinearSpec):
+                value, error = _linear(item, value, error, stages[0], eps)
+            else:
+                value, error = _block(item, value, error, stages, eps)
+    return error
+
+
+def _block(
+    block: BlockSpec, value: Tensor, error: Tensor, stages: Sequence[Mapping[str, Tensor]], eps: float
+) -> tuple[Tensor, Tensor]:
+    entry_value, entry_error = value, error
+    for (_, spec), tensors in zip(block.stages(), stages, strict=True):
+        value, error = _stage(spec, value, error, tensors, eps)
+    if block.residual:
+        error = error + entry_error + 2 * eps * (value.abs() + entry_value.abs())
+        value = value + entry_value
+    if block.pool:
+        terms = value.shape[2] * value.shape[3]
+        error = error.mean((2, 3)) + 2 * eps * math.sqrt(terms) * value.abs().mean((2, 3))
+        value = value.mean((2, 3))
+    return value, error
+
+
+def _stage(
+    spec: ConvSpec, value: Tensor, error: Tensor, tensors: Mapping[str, Tensor], eps: float
+) -> tuple[Tensor, Tensor]:
+    weight, bias = fold(spec, tensors)
+    # The mean enters with a minus sign: with -|mean| every term of the folded bias adds up in magnitude.
+    magnitudes = {name: -t.abs() if name == "running_mean" else t.abs() for name, t in tensors.items()}
+    weight_magnitude, bias_magnitude = fold(spec, magnitudes)
+    terms = math.prod(spec.weight_shape[1:]) + ("conv_bias" in tensors) + 2 * spec.has_bn
+    magnitude = aten.convolve(spec, value.abs(), weight_magnitude, bias_magnitude)
+    error = aten.convolve(spec, error, weight_magnitude, None) + 2 * eps * math.sqrt(terms) * magnitude
+    value = aten.convolve(spec, value, weight, bias)
+    # Activations are monotone: the error after one is how far the ends of the interval move.
+    low, middle, high = (aten.activate(spec, end) for end in (value - error, value, value + error))
+    return middle, torch.maximum(high - middle, middle - low)
+
+
+def _linear(
+    spec: LinearSpec, value: Tensor, error: Tensor, tensors: Mapping[str, Tensor], eps: float
+) -> tuple[Tensor, Tensor]:
+    weight = tensors["weight"].detach().double()
+    bias = tensors["conv_bias"].detach().double() if "conv_bias" in tensors else weight.new_zeros(spec.out_features)
+    scale = 2 * eps * math.sqrt(spec.in_features + ("conv_bias" in tensors))
+    magnitude = F.linear(value.abs(), weight.abs(), bias.abs())
+    return F.linear(value, weight, bias), F.linear(error, weight.abs()) + scale * magnitude
+
+
+def check(
+    actual: Tensor, chain: Sequence[ChainItem], x: Tensor, sources: Sequence[Tensor], dtype: torch.dtype = torch.float32
+) -> Comparison:
+    """Compare ``actual``, the chain's result on ``x`` in arithmetic of ``dtype``, with float64 under both conditions.
+
+    ``x`` and ``sources`` are what ``actual`` was computed from; they are exact inputs of the float64 run.  ValueError
+    if the shape of ``actual`` is not that of the chain's output.
+    """
+    exact = [source.detach().double() if source.is_floating_point() else source for source in sources]
+    rough = [source.detach().to(dtype) if source.is_floating_point() else source for source in sources]
+
+    def run(tensors: Sequence[Tensor], image: Tensor) -> Tensor:
+        return aten.run_chain(chain, image, tensors)
+
+    with torch.no_grad():
+        reference = run(exact, x.detach().double())
+        rms_torch = 0.0
+        if reference.numel():
+            # A few outputs give a noisy RMS: repeat PyTorch's run on inputs that differ in the last digits only.
+            repeats = min(_MAX_REPEATS, -(-_ENOUGH // reference.numel()))
+            generator = torch.Generator(device="cpu").manual_seed(0)
+            squares = []
+            for repeat in range(repeats):
+                image = x.detach().to(dtype)
+                if repeat:
+                    noise = torch.rand(image.shape, generator=generator, dtype=torch.float32)
+                    image = image * (1 + 2**-8 * noise).to(image)
+                squares.append((run(rough, image).double() - run(exact, image.double())).square().nanmean())
+            rms_torch = math.sqrt(torch.stack(squares).nanmean().item())
+    return compare(actual, reference, rms_torch, bound(chain, x, sources, dtype), dtype)
+
+
+def compare(
+    actual: Tensor,
+    reference: Tensor,
+    rms_torch: float,
+    limit: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Comparison:
+    """Compare with a float64 ``reference`` given PyTorch's RMS error and, if known, the elementwise ``limit``.
+
+    NaN and infinities must stand where the reference has them, and count in no number.  The RMS error may always reach
+    what rounding an exact result to ``dtype`` can cause, and, with few outputs, what chance adds to it.
+    ValueError if the shapes differ.
+    """
+    if actual.shape != reference.shape:
+        raise ValueError(f"actual has shape {tuple(actual.shape)}; the reference has {tuple(reference.shape)}")
+    actual = actual.detach().double()
+    finite = reference.isfinite()
+    placed = torch.equal(actual[~finite].nan_to_num(), reference[~finite].nan_to_num())
+    placed = placed and torch.equal(actual.isnan(), reference.isnan())
+    reference, actual = reference[finite], actual[finite]
+    if not reference.numel():
+        return Comparison(0.0, 0.0, math.inf, 0.0, rms_torch, None if limit is None else 0.0, placed)
+    error = (actual - reference).abs()
+    largest, rms = error.max().item(), error.square().mean().sqrt().item()
+    scale, signal = reference.abs().max().item(), reference.square().mean().sqrt().item()
+    max_rel = largest / scale if scale else (0.0 if largest == 0 else math.inf)
+    sqnr = 20 * math.log10(signal / rms) if rms and signal else (-math.inf if rms else math.inf)
+    worst = None
+    if limit is not None:
+        # Where both are zero the ratio is zero; an error without any allowance is infinitely too large.
+        worst = torch.where(error == 0, 0.0, error / limit[finite]).max().item()
+    rounding = torch.finfo(dtype).eps / 2 * signal
+    allowed = RMS_FACTOR * (1 + 2 / math.sqrt(error.numel())) * max(rms_torch, rounding)
+    ok = placed and rms <= allowed and (worst is None or worst <= 1)
+    return Comparison(largest, max_rel, sqnr, rms, rms_torch, worst, ok)
