@@ -15,15 +15,20 @@ from pathlib import Path
 
 # Each is a module of mobilenet_ext.commands; heavy imports belong in its run().
 COMMANDS = ("info", "verify", "bench", "cost", "inspect", "demo")
-_EXTRAS = {"verify": "bench", "bench": "bench", "inspect": "bench", "demo": "demo"}  # what installs its optional packages
+_EXTRAS = {
+    "verify": "bench",
+    "bench": "bench",
+    "inspect": "bench",
+    "demo": "demo",
+}  # what installs its optional packages
 _EXPECTED = (ValueError, RuntimeError, ImportError, OSError)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line (without the program's name) and return its exit status."""
     arguments = sys.argv[1:] if argv is None else list(argv)
+    args = _parser(arguments).parse_args(arguments)
     try:
-        args = _parser(arguments).parse_args(arguments)
         status: int = args.run(args)
         sys.stdout.flush()
     except KeyboardInterrupt:
@@ -44,8 +49,9 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="mobilenet-ext", description="Fused MobileNet blocks for PyTorch.")
     parser.add_argument("--traceback", action="store_true", help="show where an error comes from")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    asked = [name for name in arguments if name in COMMANDS][:1]
-    for name in asked or COMMANDS:
+    asked = next((argument for argument in arguments if not argument.startswith("-")), "")
+    # Only the module asked for is imported; for a help text or a wrong name, all.
+    for name in (asked,) if asked in COMMANDS else COMMANDS:
         import_module(f"mobilenet_ext.commands.{name}").add_parser(subparsers)
     return parser
 

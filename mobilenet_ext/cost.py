@@ -12,6 +12,7 @@ import copy
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise, takewhile
 
 import torch
 from torch import Tensor, nn
@@ -39,9 +40,9 @@ PAPERS: dict[str, dict[tuple[float, int], tuple[float, float]]] = {
 NOTES: dict[str, str] = {
     "v1": "V1 agrees with its paper to the printed digit; the paper cuts 290.68 M off where it rounds the others.",
     "v2": (
-        "V2 differs: 3.4 M and 300 M are the 3.47 M weights without BatchNorm and 300.77 M, cut off; no rounding of the "
-        "widths gives 6.9 M and 585 M, and the authors' released 1.4 model has 6.06 M and 582 M: ours without BatchNorm. "
-        "Below alpha 1 the paper keeps 1280 channels before the classifier; here they scale too."
+        "V2 differs: 3.4 M and 300 M are the 3.47 M weights without BatchNorm and 300.77 M, cut off; no rounding of "
+        "the widths gives 6.9 M and 585 M, and the authors' released 1.4 model has 6.06 M and 582 M: ours without "
+        "BatchNorm. Below alpha 1 the paper keeps 1280 channels before the classifier; here they scale too."
     ),
 }
 
@@ -76,8 +77,8 @@ class ModelCost:
 class SeparableCost:
     """A depthwise convolution with the pointwise one after it, against one dense convolution of the same shape.
 
-    ``path`` is the depthwise layer's.  ``ratio`` is separable over dense multiply-adds as counted; ``law`` is what the
-    V1 paper derives for it, 1 / out_channels + 1 / kernel area.
+    ``path`` is the module that holds both.  ``ratio`` is separable over dense multiply-adds as counted; ``law`` is
+    what the V1 paper derives for it, 1 / out_channels + 1 / kernel area.
     """
 
     path: str
@@ -141,16 +142,16 @@ def model_cost(model: nn.Module, input_size: int, in_channels: int = 3) -> Model
 def separable_costs(cost: ModelCost) -> list[SeparableCost]:
     """Every depthwise layer of ``cost`` whose next layer is pointwise, against the dense convolution it replaces."""
     pairs = []
-    for depthwise, pointwise in zip(cost.layers, cost.layers[1:]):
+    for depthwise, pointwise in pairwise(cost.layers):
         if (depthwise.kind, pointwise.kind) != ("depthwise", "pointwise"):
             continue
         # Without padding this input gives the output size that both layers have, whatever their stride was.
-        size = [out + k - 1 for out, k in zip(depthwise.output_size, depthwise.kernel)]
+        size = [out + k - 1 for out, k in zip(depthwise.output_size, depthwise.kernel, strict=True)]
         channels, width = depthwise.in_channels, pointwise.out_channels
         dense = nn.Conv2d(channels, width, depthwise.kernel, bias=False, device="meta")
         pairs.append(
             SeparableCost(
-                path=depthwise.path,
+                path=_common_path(depthwise.path, pointwise.path),
                 in_channels=channels,
                 out_channels=width,
                 kernel=depthwise.kernel,
@@ -198,17 +199,26 @@ def _count(module: nn.Module, shape: tuple[int, ...]) -> tuple[dict[str, int], i
     return by_name, counter.get_total_flops() // 2
 
 
-def _note_shape(shapes: dict[str, torch.Size], path: str, layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+def _note_shape(
+    shapes: dict[str, torch.Size], path: str, layer: nn.Module, args: tuple[Tensor, ...], output: Tensor
+) -> None:
     shapes[path] = output.shape
 
 
 def _layer_cost(path: str, layer: nn.Conv2d | nn.Linear, shape: torch.Size, multiply_adds: int) -> LayerCost:
     parameters = sum(parameter.numel() for parameter in layer.parameters())
     if isinstance(layer, nn.Linear):
-        return LayerCost(path, "linear", layer.in_features, layer.out_features, (1, 1), (1, 1), multiply_adds, parameters)
+        return LayerCost(
+            path, "linear", layer.in_features, layer.out_features, (1, 1), (1, 1), multiply_adds, parameters
+        )
     kernel = (layer.kernel_size[0], layer.kernel_size[1])
     size = (shape[2], shape[3])
     return LayerCost(path, _kind(layer), layer.in_channels, layer.out_channels, kernel, size, multiply_adds, parameters)
+
+
+def _common_path(first: str, second: str) -> str:
+    pairs = zip(first.split("."), second.split("."), strict=False)
+    return ".".join(name for name, _ in takewhile(lambda names: names[0] == names[1], pairs))
 
 
 def _kind(conv: nn.Conv2d) -> str:

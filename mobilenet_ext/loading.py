@@ -31,19 +31,11 @@ def load(name: str, size: int | None = None, seed: int = 0) -> nn.Module:
     image that sets the statistics of a random model.  LoadError if there is no such model or package.
     """
     prefix, separator, rest = name.partition(":")
-    if prefix == "reference" and separator:
-        model = _reference(rest)
-    elif prefix in ("torchvision", "timm") and separator:
-        found = _from_torchvision(rest) if prefix == "torchvision" else _from_timm(rest)
-        if isinstance(found, str):
-            raise LoadError(f"no model {rest!r} in {prefix}: {found}")
-        model = found
-    elif separator:
+    if separator and prefix not in ("reference", "torchvision", "timm"):
         return _from_callable(prefix, rest).eval()
-    else:
-        model = _by_bare_name(name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        model = _by_name(name) if separator == "" else _from_library(prefix, rest)
         side = size or input_size(model)
         randomise(model, torch.randn(2, input_channels(model), side, side))
     return model.eval()
@@ -133,7 +125,16 @@ def _unknown(name: str, names: list[str]) -> str:
     return "it knows " + ", ".join(close) if close else "it knows nothing like it"
 
 
-def _by_bare_name(name: str) -> nn.Module:
+def _from_library(library: str, name: str) -> nn.Module:
+    if library == "reference":
+        return _reference(name)
+    found = _from_torchvision(name) if library == "torchvision" else _from_timm(name)
+    if isinstance(found, str):
+        raise LoadError(f"no model {name!r} in {library}: {found}")
+    return found
+
+
+def _by_name(name: str) -> nn.Module:
     reasons = {}
     for library, find in (("torchvision", _from_torchvision), ("timm", _from_timm)):
         found = find(name)

@@ -185,14 +185,14 @@ def test_timm_refusals():
         ("InvertedResidual", {"se_layer": Squeeze}, "se is a Squeeze: squeeze-and-excitation is not supported"),
         ("InvertedResidual", {"act_layer": nn.SiLU}, "bn1.act is the activation SiLU"),
         ("InvertedResidual", {"aa_layer": blur, "stride": 2}, "aa is a BlurPool2d: an anti-aliasing layer"),
-        ("InvertedResidual", {"group_size": 2}, "conv_dw has groups=4 with 8 channels"),
-        ("InvertedResidual", {"norm_layer": nn.InstanceNorm2d}, "bn1 is a InstanceNorm2d"),
+        ("InvertedResidual", {"group_size": 2}, "conv_dw has groups=16 with 32 channels"),
+        ("InvertedResidual", {"norm_layer": nn.GroupNorm}, "bn1 is a GroupNormAct; allowed: BatchNorm2d"),
         ("DepthwiseSeparableConv", {"s2d": 1}, "conv_s2d is a Conv2d"),
         ("EdgeResidual", {}, "EdgeResidual is not supported"),
     ]
     for kind, options, reason in cases:
-        match = match_module(timm_block(kind, 8, 8, **options))
-        assert isinstance(match, Refusal) and reason in match.reason, (kind, options, match)
+        match = match_module(timm_block(kind, 32, 32, **options))
+        assert reason in getattr(match, "reason", ""), (kind, options, match)
     model = optional("timm").create_model("efficientnet_b0")
     assert match_module(model).reason == "bn1.act is the activation SiLU; supported so far: ReLU, ReLU6, Identity"
     model = optional("timm").create_model("mobilenetv2_100", global_pool="max")

@@ -211,6 +211,14 @@ def test_command_rejects_bad_numbers(option, capsys):
     assert f"{option[1]!r} is not a positive integer" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["reference:v1", "reference:v2"])
+def test_command_on_the_reference_models_with_the_real_kernels(name, capsys):
+    assert run_command(name, "--size", "64", "--json") == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["fused"] > 10
+    assert data["rows"][1]["path"] == ""
+
+
 # Loading
 
 

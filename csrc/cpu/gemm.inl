@@ -12,11 +12,12 @@ ALWAYS_INLINE void gemm_step(typename V::T (&acc)[MR][NV], const float* const (&
   UNROLL for (int v = 0; v < NV; ++v) column[v] = V::load(b + v * V::W);
   UNROLL for (int m = 0; m < MR; ++m) {
     const typename V::T x = V::broadcast(base[m / 3] + (m % 3) * stride + k);
-    UNROLL for (int v = 0; v < NV; ++v) acc[m][v] = V::fma(x, column[v], acc[m][v]);
+    UNROLL for (int v = 0; v < NV; ++v) V::accumulate(acc[m][v], x, column[v]);
   }
 }
 
-template <class V, int NV, int MR>
+// STEPS k steps a turn; it divides every segment length.
+template <class V, int NV, int MR, int STEPS>
 NOINLINE void gemm_tile(const GemmArgs& g, const float* a, float* c, const int32_t* offsets, const float* residual) {
   using T = typename V::T;
   constexpr int kWidth = NV * V::W;
@@ -30,22 +31,15 @@ NOINLINE void gemm_tile(const GemmArgs& g, const float* a, float* c, const int32
   for (int s = 0; s < g.segment_count; ++s) {
     const float* base[(MR + 2) / 3];
     UNROLL for (int i = 0; i < (MR + 2) / 3; ++i) base[i] = a + g.segments[s] + 3 * i * stride;
-    int k = g.segment_length;
-    for (; k >= 4; k -= 4) {
-      UNROLL for (int j = 0; j < 4; ++j) gemm_step<V, NV, MR>(acc, base, stride, b + j * kWidth, j);
+    for (int k = g.segment_length; k > 0; k -= STEPS) {
+      UNROLL for (int j = 0; j < STEPS; ++j) {
+        gemm_step<V, NV, MR>(acc, base, stride, b + j * kWidth, j);
+      }
       UNROLL for (int i = 0; i < (MR + 2) / 3; ++i) {
-        base[i] += 4;
+        base[i] += STEPS;
         KEEP_IN_REGISTER(base[i]);
       }
-      b += 4 * kWidth;
-    }
-    for (; k > 0; --k) {
-      gemm_step<V, NV, MR>(acc, base, stride, b, 0);
-      UNROLL for (int i = 0; i < (MR + 2) / 3; ++i) {
-        base[i] += 1;
-        KEEP_IN_REGISTER(base[i]);
-      }
-      b += kWidth;
+      b += STEPS * kWidth;
     }
   }
   const T lo = V::broadcast(&g.lo), hi = V::broadcast(&g.hi);
@@ -89,24 +83,29 @@ NOINLINE void gemm_tile(const GemmArgs& g, const float* a, float* c, const int32
 
 using TileFunction = void (*)(const GemmArgs&, const float*, float*, const int32_t*, const float*);
 
-template <class V, int NV, int MR>
+template <class V, int NV, int MR, int STEPS>
 constexpr void fill_tiles(TileFunction* f) {
   if constexpr (MR > 0) {
-    f[MR] = &gemm_tile<V, NV, MR>;
-    fill_tiles<V, NV, MR - 1>(f);
+    f[MR] = &gemm_tile<V, NV, MR, STEPS>;
+    fill_tiles<V, NV, MR - 1, STEPS>(f);
   }
 }
 
-template <class V, int NV, int MAX>
+template <class V, int NV, int MAX, int STEPS>
 struct TileTable {
   TileFunction of_rows[MAX + 1] = {};
-  constexpr TileTable() { fill_tiles<V, NV, MAX>(of_rows); }
+  constexpr TileTable() { fill_tiles<V, NV, MAX, STEPS>(of_rows); }
 };
 
 // All pixels of one panel, split into tiles as even as possible so that no tile is much shorter than the others.
 template <class V, int NV, int MAX>
 void gemm_panel(const GemmArgs& g) {
-  static constexpr TileTable<V, NV, MAX> tiles;
+  // A second loop for the remainder inside a tile would cost it registers, so other depths have tiles of their own.
+  static constexpr TileTable<V, NV, MAX, 4> fours;
+  static constexpr TileTable<V, NV, MAX, 3> threes;
+  static constexpr TileTable<V, NV, MAX, 1> ones;
+  const int length = g.segment_length;
+  const TileFunction* tiles = length % 4 == 0 ? fours.of_rows : length % 3 == 0 ? threes.of_rows : ones.of_rows;
   int32_t linear[kMaxTileRows];
   for (int i = 0; i < kMaxTileRows; ++i) linear[i] = static_cast<int32_t>(i * g.c_pixel);
   const int count = (g.m + MAX - 1) / MAX;
@@ -115,7 +114,7 @@ void gemm_panel(const GemmArgs& g) {
   int m = 0;
   for (int t = 0; t < count; ++t) {
     const int mr = rows + (t < longer);
-    tiles.of_rows[mr](g, g.a + m * g.a_pixel, g.c_offsets ? g.c : g.c + m * g.c_pixel, g.c_offsets ? g.c_offsets + m : linear,
+    tiles[mr](g, g.a + m * g.a_pixel, g.c_offsets ? g.c : g.c + m * g.c_pixel, g.c_offsets ? g.c_offsets + m : linear,
               g.residual ? g.residual + m * g.residual_pixel : nullptr);
     m += mr;
   }

@@ -20,6 +20,9 @@ struct Full {
     return _mm256_loadu_ps(row);
   }
   static ALWAYS_INLINE T broadcast(const float* p) { return _mm256_broadcast_ss(p); }
+  // c += a * b in place. As an instruction of its own the accumulator cannot move to another register, which GCC
+  // otherwise does between k steps until some no longer fit.
+  static ALWAYS_INLINE void accumulate(T& c, T a, T b) { asm("vfmadd231ps %2, %1, %0" : "+x"(c) : "x"(a), "x"(b)); }
   static ALWAYS_INLINE T fma(T a, T b, T c) { return _mm256_fmadd_ps(a, b, c); }
   static ALWAYS_INLINE T add(T a, T b) { return _mm256_add_ps(a, b); }
   // The second operand is returned when either is NaN: the value stands second so that NaN survives.

@@ -15,6 +15,9 @@ struct Full {
     return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p);
   }
   static ALWAYS_INLINE T broadcast(const float* p) { return _mm512_set1_ps(*p); }
+  // c += a * b in place. As an instruction of its own the accumulator cannot move to another register, which GCC
+  // otherwise does between k steps until some no longer fit.
+  static ALWAYS_INLINE void accumulate(T& c, T a, T b) { asm("vfmadd231ps %2, %1, %0" : "+v"(c) : "v"(a), "v"(b)); }
   static ALWAYS_INLINE T fma(T a, T b, T c) { return _mm512_fmadd_ps(a, b, c); }
   static ALWAYS_INLINE T add(T a, T b) { return _mm512_add_ps(a, b); }
   // The second operand is returned when either is NaN: the value stands second so that NaN survives.
@@ -33,6 +36,9 @@ struct Half {
     return _mm256_maskz_loadu_ps(static_cast<__mmask8>((1u << n) - 1), p);
   }
   static ALWAYS_INLINE T broadcast(const float* p) { return _mm256_set1_ps(*p); }
+  // c += a * b in place. As an instruction of its own the accumulator cannot move to another register, which GCC
+  // otherwise does between k steps until some no longer fit.
+  static ALWAYS_INLINE void accumulate(T& c, T a, T b) { asm("vfmadd231ps %2, %1, %0" : "+v"(c) : "v"(a), "v"(b)); }
   static ALWAYS_INLINE T fma(T a, T b, T c) { return _mm256_fmadd_ps(a, b, c); }
   static ALWAYS_INLINE T add(T a, T b) { return _mm256_add_ps(a, b); }
   static ALWAYS_INLINE T clamp(T v, T lo, T hi) { return _mm256_min_ps(hi, _mm256_max_ps(lo, v)); }

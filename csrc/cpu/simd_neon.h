@@ -19,6 +19,9 @@ struct Full {
     return vld1q_f32(row);
   }
   static ALWAYS_INLINE T broadcast(const float* p) { return vld1q_dup_f32(p); }
+  // c += a * b in place. As an instruction of its own the accumulator cannot move to another register, which GCC
+  // otherwise does between k steps until some no longer fit.
+  static ALWAYS_INLINE void accumulate(T& c, T a, T b) { asm("fmla %0.4s, %1.4s, %2.4s" : "+w"(c) : "w"(a), "w"(b)); }
   static ALWAYS_INLINE T fma(T a, T b, T c) { return vfmaq_f32(c, a, b); }
   static ALWAYS_INLINE T add(T a, T b) { return vaddq_f32(a, b); }
   // FMIN and FMAX propagate NaN; the "nm" forms would not.

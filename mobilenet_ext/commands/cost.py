@@ -15,15 +15,17 @@ if TYPE_CHECKING:
     from ..cost import GridCost, ModelCost, SeparableCost
 
 DESCRIPTION = (
-    "Multiply-adds and parameters of MobileNetV1 and V2 over width (alpha) and resolution (beta, image side 224 * beta), "
+    "Multiply-adds and parameters of MobileNetV1 and V2 over width (alpha) and resolution (beta, side 224 * beta), "
     "beside the papers' figures, and each depthwise-separable layer against the dense convolution it replaces."
 )
 
-LAW = "law: 1/N + 1/Dk², N output channels, Dk kernel side; dense: one Dk x Dk convolution of the same shape"
+LAW = "dense: one convolution of the same shape; law: 1/N + 1/Dk², N channels out"
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = subparsers.add_parser("cost", help="multiply-adds and parameters, beside the papers'", description=DESCRIPTION)
+    parser = subparsers.add_parser(
+        "cost", help="multiply-adds and parameters, beside the papers'", description=DESCRIPTION
+    )
     parser.add_argument("--model", choices=("v1", "v2", "all"), default="all", help="which network (default: all)")
     parser.add_argument(
         "--alpha", type=_multiplier, nargs="+", metavar="A", help="width multipliers (default: those of the papers)"
@@ -71,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
             name: {
                 "grid": [asdict(row) for row in rows],
                 "note": cost.NOTES[name],
-                "layers": {"alpha": alpha, "beta": beta, "input_size": size, **asdict(whole)},
+                "layers": {"alpha": alpha, "beta": beta, "input_size": size} | asdict(whole),
                 "separable": [{**asdict(pair), "ratio": pair.ratio, "law": pair.law} for pair in pairs],
             }
             for name, (rows, whole, pairs) in results.items()
@@ -95,9 +97,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _table(title: str, *headings: str) -> Table:
+    from rich import box
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left")
+    # Narrow enough for 80 columns, which is what a pipe gets.
+    table = Table(title=title, title_justify="left", box=box.SIMPLE, padding=0)
     for heading in headings:
         table.add_column(heading, justify="left" if heading in ("layer", "kind") else "right", no_wrap=True)
     return table
@@ -112,7 +116,7 @@ def _size(size: tuple[int, int]) -> str:
 
 
 def _grid_table(title: str, rows: list[GridCost]) -> Table:
-    table = _table(title, "alpha", "beta", "pixels", "M mult-adds", "paper", "M params", "paper")
+    table = _table(title, "alpha", "beta", "pixels", "mult-adds (M)", "paper", "parameters (M)", "paper")
     for row in rows:
         table.add_row(
             f"{row.alpha:g}",
@@ -127,7 +131,7 @@ def _grid_table(title: str, rows: list[GridCost]) -> Table:
 
 
 def _layer_table(title: str, whole: ModelCost) -> Table:
-    table = _table(title, "layer", "kind", "in", "out", "kernel", "output", "M mult-adds", "params")
+    table = _table(title, "layer", "kind", "in", "out", "kernel", "output", "mult-adds\n(M)", "params")
     for layer in whole.layers:
         channels = str(layer.in_channels), str(layer.out_channels)
         sizes = _size(layer.kernel), _size(layer.output_size)
@@ -139,7 +143,7 @@ def _layer_table(title: str, whole: ModelCost) -> Table:
 
 
 def _separable_table(title: str, pairs: list[SeparableCost]) -> Table:
-    table = _table(title, "layer", "in", "out", "kernel", "output", "M separable", "M dense", "ratio", "law")
+    table = _table(title, "layer", "in", "out", "kernel", "output", "separable\n(M)", "dense\n(M)", "ratio", "law")
     for pair in pairs:
         channels = str(pair.in_channels), str(pair.out_channels)
         sizes = _size(pair.kernel), _size(pair.output_size)

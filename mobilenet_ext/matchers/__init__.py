@@ -1,7 +1,7 @@
 """Recognising what can be fused: one matcher file per library, tried in order, each yielding specs and tensor paths.
 
-A matcher is a function ``match(module, recurse) -> Match | None`` that raises ``RefusedError`` with one sentence when the
-module is a candidate but not supported; ``recurse`` is :func:`match_module` for its children.
+A matcher is a function ``match(module, recurse) -> Match | None`` that raises ``RefusedError`` with one sentence when
+the module is a candidate but not supported; ``recurse`` is :func:`match_module` for its children.
 """
 
 from __future__ import annotations

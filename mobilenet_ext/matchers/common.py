@@ -1,7 +1,7 @@
 """What every matcher shares: the result types, and readers that turn single PyTorch modules into specs.
 
-Readers raise :class:`RefusedError` with one sentence; ``match_module`` turns that into a :class:`Refusal`.  Nothing here
-imports torchvision or timm: a class of theirs can only exist once their module has been imported by somebody.
+Readers raise :class:`RefusedError` with one sentence; ``match_module`` turns that into a :class:`Refusal`.  Nothing
+here imports torchvision or timm: a class of theirs can only exist once somebody has imported its module.
 """
 
 from __future__ import annotations

@@ -119,7 +119,7 @@ def _read(sequential: nn.Sequential, recurse: Recurse) -> tuple[Piece, bool]:
 
 
 def read_all(sequential: nn.Module, path: str, recurse: Recurse) -> Piece:
-    """Every child of a Sequential as one piece seen from its parent; RefusedError names the first child that is no part."""
+    """Every child of a Sequential as one piece seen from its parent; refused with the first child that is no part."""
     if not is_a(sequential, nn.Sequential):
         raise RefusedError(f"{path} is a {type(sequential).__name__}; allowed: Sequential")
     assert isinstance(sequential, nn.Sequential)

@@ -92,7 +92,7 @@ def _is_flat_mean(pool: Any) -> bool:
     """Whether a SelectAdaptivePool2d turns (N, C, H, W) into the means (N, C)."""
     if type(pool.pool) is nn.AdaptiveAvgPool2d:
         return pool.pool.output_size in (1, (1, 1)) and type(pool.flatten) is nn.Flatten and pool.flatten.start_dim == 1
-    fast = optional_class("timm.layers.adaptive_avgmax_pool", "FastAdaptiveAvgPool")
+    fast: Any = optional_class("timm.layers.adaptive_avgmax_pool", "FastAdaptiveAvgPool")
     return type(pool.pool) is fast and bool(pool.pool.flatten) and tuple(pool.pool.dim) == (2, 3)
 
 

@@ -15,12 +15,15 @@ def _make_divisible(channels: float, divisor: int = 8) -> int:
 
 
 class ConvBNReLU(nn.Sequential):
-    """Conv2d without bias, BatchNorm2d, ReLU6: (N, in_channel, H, W) -> (N, out_channel, ceil(H/stride), ceil(W/stride)).
+    """Conv2d without bias, BatchNorm2d, ReLU6.
 
-    The sizes hold for an odd ``kernel_size``, whose padding is (kernel_size - 1) // 2.
+    (N, in_channel, H, W) -> (N, out_channel, ceil(H/stride), ceil(W/stride)).
+    The sizes hold for an odd ``kernel_size``; the padding is (kernel_size - 1) // 2.
     """
 
-    def __init__(self, in_channel: int, out_channel: int, kernel_size: int = 3, stride: int = 1, groups: int = 1) -> None:
+    def __init__(
+        self, in_channel: int, out_channel: int, kernel_size: int = 3, stride: int = 1, groups: int = 1
+    ) -> None:
         padding = (kernel_size - 1) // 2
         super().__init__(
             nn.Conv2d(in_channel, out_channel, kernel_size, stride, padding, groups=groups, bias=False),

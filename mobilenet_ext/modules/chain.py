@@ -53,10 +53,10 @@ class Switch:
 switch = Switch()
 
 
-def lookup(module: nn.Module, path: str) -> nn.Module:
-    """The submodule at ``path``; plain attribute access, which torch.compile turns into the usual sources."""
+def lookup(module: nn.Module | None, path: str) -> nn.Module | None:
+    """The submodule at ``path`` by plain attribute access, which torch.compile turns into its usual sources."""
     for atom in path.split(".") if path else ():
-        module = getattr(module, atom)
+        module = getattr(module, atom, None)
     return module
 
 
@@ -234,15 +234,16 @@ class FusedChain:
         if x.shape[1] != self.in_channels or x.layout != torch.strided:
             return None
         for path in self.match.norms + self.match.identities:
-            if lookup(module, path).training:
+            part = lookup(module, path)
+            if part is None or part.training:
                 return None
         for path, cls in self._skipped_classes:
             part = lookup(module, path)
-            if plain_class(part) is not cls or part._forward_hooks or part._forward_pre_hooks:
+            if part is None or plain_class(part) is not cls or part._forward_hooks or part._forward_pre_hooks:
                 return None
             if part._backward_hooks or part._backward_pre_hooks:
                 return None
-        sources = [getattr(lookup(module, source.path), source.name) for source in self.match.sources]
+        sources = [getattr(lookup(module, source.path), source.name, None) for source in self.match.sources]
         for tensor in sources:
             if tensor is None or tensor.is_floating_point() and tensor.dtype != torch.float32:
                 return None

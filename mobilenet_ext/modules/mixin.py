@@ -57,7 +57,8 @@ class FusedModule(nn.Module):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         reduced = super().__reduce_ex__(protocol)
-        if isinstance(reduced, tuple) and reduced[0] is copyreg.__newobj__ and reduced[1] == (type(self),):
+        made_here = "_method" in vars(type(self)) and type(self).__module__ == __name__
+        if made_here and isinstance(reduced, tuple) and reduced[:2] == (copyreg.__newobj__, (type(self),)):
             return (_new_instance, (self._plain_class, self._method), *reduced[2:])
         return reduced
 

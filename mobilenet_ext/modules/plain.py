@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mobilenet_ext.freshness import bump_epoch
 from mobilenet_ext.modules.chain import FusedChain
+from mobilenet_ext.modules.structure import in_training
 
 
 def memory_format_of(x: Tensor) -> torch.memory_format:
@@ -23,9 +24,9 @@ def finish_plain(module: nn.Module, chain: FusedChain, x: Any, y: Any) -> Any:
 
     BatchNorm in training has just changed its statistics without a new version: then packed weights are distrusted.
     """
-    if not torch.compiler.is_compiling() and any(module.get_submodule(path).training for path in chain.match.norms):
+    if not torch.compiler.is_compiling() and in_training(module, chain.match.norms):
         bump_epoch()
-    if not isinstance(y, Tensor) or y.dim() != 4:
+    if not isinstance(y, Tensor) or y.dim() != 4 or torch._C._are_functorch_transforms_active():
         return y
     if not chain.follow_input:
         return y.contiguous(memory_format=torch.channels_last)

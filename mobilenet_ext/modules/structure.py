@@ -50,13 +50,10 @@ def _is_setting(value: Any) -> bool:
 
 
 def _settings(module: nn.Module) -> dict[str, Any]:
-    found = {
-        name: value
-        for name, value in vars(module).items()
-        if not name.startswith("_") and name not in _FREE_SETTINGS and _is_setting(value)
-    }
-    found[_CLASS] = plain_class(module)
-    found[_CHILDREN] = tuple(module._modules)
+    found: dict[str, Any] = {_CLASS: plain_class(module), _CHILDREN: tuple(module._modules)}
+    for name, value in vars(module).items():
+        if not name.startswith("_") and name not in _FREE_SETTINGS and _is_setting(value):
+            found[name] = value
     return found
 
 
@@ -77,9 +74,8 @@ class Snapshot:
     def reason(self, module: nn.Module) -> str | None:
         """In one clause, what has changed since; None when nothing has."""
         for path, expected in self._settings.items():
-            try:
-                part = module.get_submodule(path)
-            except AttributeError:
+            part = part_of(module, path)
+            if part is None:
                 return f"{path} is gone"
             if path:
                 hook = next((words for name, words in _HOOKS.items() if vars(part).get(name)), None)
@@ -104,17 +100,27 @@ def _describe_change(path: str, name: str, old: Any, new: Any) -> str:
     return f"{name} of {path} changed from {old!r} to {new!r} after fusing; fuse again"
 
 
+def part_of(module: nn.Module, path: str) -> nn.Module | None:
+    """The submodule at ``path``, None if it is gone."""
+    part: nn.Module | None = module
+    for atom in path.split(".") if path else ():
+        part = None if part is None else part._modules.get(atom)
+    return part
+
+
+def in_training(module: nn.Module, paths: Iterable[str]) -> bool:
+    """Whether one of the submodules at ``paths`` is in training mode."""
+    return any(part is not None and part.training for part in (part_of(module, path) for path in paths))
+
+
 def mode_reason(module: nn.Module, norms: Iterable[str], identities: Iterable[str]) -> str | None:
-    """Why the training modes inside rule the fused path out; None when they do not."""
+    """Why the training modes and statistics inside rule the fused path out; None when they do not."""
+    if in_training(module, norms) or in_training(module, identities):
+        return "training: PyTorch"
     for path in norms:
-        norm = module.get_submodule(path)
-        if norm.training:
-            return "training: PyTorch"
-        if getattr(norm, "running_mean", None) is None:
+        norm = part_of(module, path)
+        if norm is not None and getattr(norm, "running_mean", None) is None:
             return f"{path} has no running statistics"
-    for path in identities:
-        if module.get_submodule(path).training:
-            return "training: PyTorch"
     return None
 
 

@@ -1,7 +1,9 @@
 # Sourced by tools/check: the work directory, stage headers, counting of tests.
 # shellcheck shell=bash
 
-WORK=$(mktemp -d "${TMPDIR:-/tmp}/mobilenet_ext_check.XXXXXX")
+# CHECK_DIR keeps environments and build trees from one run to the next; without it they are removed at the end.
+WORK=${CHECK_DIR:-$(mktemp -d "${TMPDIR:-/tmp}/mobilenet_ext_check.XXXXXX")}
+mkdir -p "$WORK"
 VENV=$WORK/venv             # the environment that `install` fills with the README's test command
 WHEELS=$WORK/wheels
 FIRST_RESULTS=$WORK/first.xml
@@ -39,7 +41,7 @@ count_tests() {
     passed=$((BASH_REMATCH[2] - failed))
   else
     passed=$(grep -oE '[0-9]+ passed' <<<"$summary" | cut -d' ' -f1 || true)
-    failed=$(grep -oE '[0-9]+ (failed|errors?)' <<<"$summary" | awk '{ n += $1 } END { print n + 0 }')
+    failed=$({ grep -oE '[0-9]+ (failed|errors?)' <<<"$summary" || true; } | awk '{ n += $1 } END { print n + 0 }')
   fi
   PASSED=$((PASSED + ${passed:-0}))
   FAILED=$((FAILED + ${failed:-0}))
@@ -57,7 +59,7 @@ new_venv() {
 # The last line says how many tests passed, all stages together.
 finish() {
   local status=$1
-  rm -rf "$WORK"
+  [[ -n ${CHECK_DIR:-} ]] || rm -rf "$WORK"
   if [[ $status != 0 && $FAILED == 0 ]]; then
     FAILED=1 # a stage that fails outside a test runner still counts as a failure
   fi

@@ -1,0 +1,60 @@
+// Plans are pure functions: of the block, the size, the caches and the number of threads.
+#include "check.h"
+#include "cpu/registry.h"
+#include "cpu/tasks.h"
+#include "reference.h"
+
+using namespace test;
+
+namespace {
+
+PackedChain block(int in, int hidden, int out, int stride) {
+  ChainDesc chain;
+  ItemDesc item;
+  item.stages = {stage(Role::kExpand, in, hidden, {}), stage(Role::kDepthwise, hidden, hidden, square(3, stride)), stage(Role::kProject, hidden, out, {})};
+  chain.items.push_back(item);
+  return lay_out(chain, active_isa());
+}
+
+}  // namespace
+
+int main() {
+  const CacheSizes big{32 << 10, 1 << 20, 32 << 20}, small{32 << 10, 256 << 10, 4 << 20};
+  const PackedChain narrow = block(64, 384, 64, 1);
+  const ItemShape at14 = shapes(narrow.desc, 14, 14)[0], wide = shapes(narrow.desc, 14, 2000)[0];
+  CHECK(plan_item(narrow.items[0], at14, active_isa(), big, 1).column_parts == 1);
+  CHECK(plan_item(narrow.items[0], at14, active_isa(), big, 1).rows_per_step == 2);
+  const ItemPlan parts = plan_item(narrow.items[0], wide, active_isa(), big, 1), more = plan_item(narrow.items[0], wide, active_isa(), small, 1);
+  CHECK(parts.column_parts > 1 && more.column_parts > parts.column_parts && parts.rows_per_step == 1);
+  // Few rows per worker: split hidden channels instead.
+  CHECK(plan_item(narrow.items[0], at14, active_isa(), big, 2).split == Split::kRows);
+  CHECK(plan_item(narrow.items[0], at14, active_isa(), big, 4).split == Split::kHidden);
+
+  CHECK(useful_workers(1e9, 16) == 16 && useful_workers(1e5, 16) == 1 && useful_workers(3.4e6, 16) == 3);
+  const Grid even = choose_grid(49, 5, 2), one = choose_grid(1, 40, 2);
+  CHECK(even.m_parts == 2 && even.n_parts == 1 && one.m_parts == 1 && one.n_parts == 2);
+
+  // Panels cover the channels exactly once, and whole blocks where the depthwise stage reads them.
+  for (const Isa& isa : isas()) {
+    for (int n = 1; n < 200; ++n) {
+      int covered = 0;
+      for (const Panel& p : choose_panels(*isa.table, n, false)) {
+        CHECK(p.first == covered && p.valid <= p.kind->width && p.valid > 0);
+        covered += p.valid;
+      }
+      CHECK(covered == n);
+      int blocks = 0;
+      for (const Panel& p : choose_panels(*isa.table, n, true)) {
+        CHECK(p.first % isa.table->vector == 0 && p.kind->width % isa.table->vector == 0 && p.kind->vector == isa.table->vector);
+        blocks += p.kind->width;
+      }
+      CHECK(blocks == (n + isa.table->vector - 1) / isa.table->vector * isa.table->vector);
+    }
+  }
+  CHECK_THROWS((set_isa_cap("avx1024"), 0), "no instruction set of this build");
+  set_isa_cap("scalar");
+  CHECK(std::string(active_isa().name) == "scalar");
+  set_isa_cap("");
+  CHECK(isas()[0].supported ? active_isa().name == isas()[0].table->name : true);
+  return report();
+}
