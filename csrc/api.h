@@ -38,8 +38,8 @@ MOBILENET_EXT_API std::map<std::string, int64_t> counters();
 MOBILENET_EXT_API void reset_counters();
 MOBILENET_EXT_API void set_verbose(bool on);
 // How the items of a program run on n images of h x w pixels; raises std::invalid_argument for a bad program.
-MOBILENET_EXT_API std::vector<PlanInfo> plan(const std::vector<int64_t>& program, const std::vector<double>& constants, int h, int w,
-                                             int threads);
+MOBILENET_EXT_API std::vector<PlanInfo> plan(const std::vector<int64_t>& program, const std::vector<double>& constants,
+                                             int h, int w, int threads);
 MOBILENET_EXT_API double peak_flops(double seconds);
 
 // The cache of packed weights (csrc/ops/freshness.h).

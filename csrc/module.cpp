@@ -9,56 +9,70 @@ namespace api = mobilenet_ext::api;
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "CPU features, instruction sets, kernels, plans and the packed-weight cache of mobilenet_ext";
-  m.def("isas", [] {
-    py::list list;
-    for (const auto& i : api::isas()) {
-      py::dict d;
-      d["name"] = i.name;
-      d["description"] = i.description;
-      d["supported"] = i.supported;
-      d["active"] = i.active;
-      d["reason"] = i.supported ? std::string() : "needs " + i.needs;
-      list.append(d);
-    }
-    return list;
-  }, "Every instruction set of this build, best first: name, description, supported, active, reason if not supported.");
-  m.def("isa", [] {
-    for (const auto& i : api::isas()) {
-      if (i.active) return i.name;
-    }
-    return std::string();
-  }, "The instruction set in use.");
-  m.def("set_isa_cap", [](const std::optional<std::string>& name) { api::set_isa_cap(name.value_or("")); }, py::arg("name"),
-        "Cap dispatch at a named instruction set; None removes the cap.");
-  m.def("kernels", [] {
-    py::list list;
-    for (const auto& k : api::kernels()) {
-      py::dict d;
-      d["op"] = k.op;
-      d["dtype"] = k.dtype;
-      d["isa"] = k.isa;
-      d["tile"] = k.tile;
-      list.append(d);
-    }
-    return list;
-  }, "Every kernel: op, dtype, isa, tile.");
-  m.def("plan", [](const std::vector<int64_t>& program, const std::vector<double>& constants, int h, int w, int threads) {
-    py::list list;
-    for (const auto& p : api::plan(program, constants, h, w, threads)) {
-      py::dict d;
-      d["kernel"] = p.kernel;
-      d["kind"] = p.kind;
-      d["split"] = p.split;
-      d["rows_per_step"] = p.rows_per_step;
-      d["column_parts"] = p.column_parts;
-      d["out_size"] = py::make_tuple(p.out_h, p.out_w);
-      d["scratch_bytes"] = p.scratch_bytes;
-      d["multiply_adds"] = p.multiply_adds;
-      list.append(d);
-    }
-    return list;
-  }, py::arg("program"), py::arg("constants"), py::arg("height"), py::arg("width"), py::arg("threads"),
-        "How each item of a program runs on one image of height x width pixels.");
+  m.def(
+      "isas",
+      [] {
+        py::list list;
+        for (const auto& i : api::isas()) {
+          py::dict d;
+          d["name"] = i.name;
+          d["description"] = i.description;
+          d["supported"] = i.supported;
+          d["active"] = i.active;
+          d["reason"] = i.supported ? std::string() : "needs " + i.needs;
+          list.append(d);
+        }
+        return list;
+      },
+      "Every instruction set of this build, best first: name, description, supported, active, reason if not "
+      "supported.");
+  m.def(
+      "isa",
+      [] {
+        for (const auto& i : api::isas()) {
+          if (i.active) return i.name;
+        }
+        return std::string();
+      },
+      "The instruction set in use.");
+  m.def(
+      "set_isa_cap", [](const std::optional<std::string>& name) { api::set_isa_cap(name.value_or("")); },
+      py::arg("name"), "Cap dispatch at a named instruction set; None removes the cap.");
+  m.def(
+      "kernels",
+      [] {
+        py::list list;
+        for (const auto& k : api::kernels()) {
+          py::dict d;
+          d["op"] = k.op;
+          d["dtype"] = k.dtype;
+          d["isa"] = k.isa;
+          d["tile"] = k.tile;
+          list.append(d);
+        }
+        return list;
+      },
+      "Every kernel: op, dtype, isa, tile.");
+  m.def(
+      "plan",
+      [](const std::vector<int64_t>& program, const std::vector<double>& constants, int h, int w, int threads) {
+        py::list list;
+        for (const auto& p : api::plan(program, constants, h, w, threads)) {
+          py::dict d;
+          d["kernel"] = p.kernel;
+          d["kind"] = p.kind;
+          d["split"] = p.split;
+          d["rows_per_step"] = p.rows_per_step;
+          d["column_parts"] = p.column_parts;
+          d["out_size"] = py::make_tuple(p.out_h, p.out_w);
+          d["scratch_bytes"] = p.scratch_bytes;
+          d["multiply_adds"] = p.multiply_adds;
+          list.append(d);
+        }
+        return list;
+      },
+      py::arg("program"), py::arg("constants"), py::arg("height"), py::arg("width"), py::arg("threads"),
+      "How each item of a program runs on one image of height x width pixels.");
   m.def("cpu_features", &api::cpu_features);
   m.def("cache_sizes", &api::cache_sizes, "Bytes of l1d, l2 and l3.");
   m.def("counters", &api::counters, "How often each kind of kernel ran: block, conv, linear, and each with .<isa>.");
@@ -71,13 +85,16 @@ PYBIND11_MODULE(_C, m) {
   m.def("slot_count", &api::slot_count);
   m.def("pack_count", &api::pack_count);
   m.def("bump_epoch", &api::bump_epoch);
-  m.def("slot_info", [](int64_t slot) -> py::object {
-    const auto info = api::slot_info(slot);
-    if (!info) return py::none();
-    py::dict d;
-    d["isa"] = info->isa;
-    d["packed_bytes"] = info->packed_bytes;
-    d["denormals_flushed"] = info->denormals_flushed;
-    return d;
-  }, py::arg("slot"));
+  m.def(
+      "slot_info",
+      [](int64_t slot) -> py::object {
+        const auto info = api::slot_info(slot);
+        if (!info) return py::none();
+        py::dict d;
+        d["isa"] = info->isa;
+        d["packed_bytes"] = info->packed_bytes;
+        d["denormals_flushed"] = info->denormals_flushed;
+        return d;
+      },
+      py::arg("slot"));
 }

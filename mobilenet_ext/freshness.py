@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
-from mobilenet_ext import _C
+from mobilenet_ext._library import native
 
 _version_of = attrgetter("_version")
 _address_of = torch.Tensor.data_ptr
@@ -37,11 +37,16 @@ _epoch = Epoch()
 def bump_epoch() -> None:
     """Distrust every packed entry until its contents have been compared with its sources."""
     _epoch.token = object()
-    _C.bump_epoch()
+    native.bump_epoch()
+
+
+def current_epoch() -> object:
+    """The token of the epoch of now."""
+    return _epoch.token
 
 
 def _after_optimizer_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    # A compiled step marks what it wrote in the version counters, and a call to _C would break its graph.
+    # A compiled step marks what it wrote in the version counters, and a call to the library would break its graph.
     if not torch.compiler.is_compiling():
         bump_epoch()
 
@@ -65,10 +70,10 @@ class Slot:
     __slots__ = ("__weakref__", "id", "tensor")
 
     def __init__(self) -> None:
-        self.id: int = _C.new_slot()
+        self.id: int = native.new_slot()
         with torch.inference_mode(False):
             self.tensor = torch.tensor(self.id, dtype=torch.int64, device="cpu")
-        weakref.finalize(self, _C.free_slot, self.id)
+        weakref.finalize(self, native.free_slot, self.id)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Slot:
         return Slot()
@@ -107,7 +112,6 @@ class SourceWatch:
     def current(self) -> list[torch.Tensor]:
         """The sources of now; raise ``KeyError`` when one was taken away."""
         return list(map(getitem, self._dicts, self._names))
-
 
 
 def take_stamp(tensors: list[torch.Tensor]) -> Stamp:

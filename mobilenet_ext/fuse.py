@@ -41,9 +41,7 @@ def fuse(model: _Model, inplace: bool = False, preserve_format: bool = False) ->
     return model
 
 
-def _plan(
-    module: nn.Module, follow_input: bool, seen: set[int]
-) -> Iterator[tuple[nn.Module, FusedChain | Runs, str]]:
+def _plan(module: nn.Module, follow_input: bool, seen: set[int]) -> Iterator[tuple[nn.Module, FusedChain | Runs, str]]:
     """What to swap at and below ``module``.  Whole models and runs also have their parts swapped, for when they fall
     back; a block's own parts stay plain."""
     if id(module) in seen:

@@ -1,7 +1,7 @@
 """Models by name, for the command line: ours, torchvision's, timm's, or whatever a user's callable returns.
 
-Models by name get random weights and BatchNorm statistics that make their activations spread over both clamps of
-ReLU6, so that a comparison exercises the arithmetic; nothing is downloaded.
+All but the pretrained ones and a callable's get random weights and BatchNorm statistics that make their activations
+spread over both clamps of ReLU6, so that a comparison exercises the arithmetic; nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 DEFAULT_SIZE = 224  # pixels
-_FORMS = "reference:v1, reference:v2, a torchvision or timm name, or module:callable"
+_FORMS = "reference:v1, reference:v2, pretrained:efficientnet_lite0, a torchvision or timm name, or module:callable"
 
 
 class LoadError(ValueError):
@@ -25,12 +25,15 @@ class LoadError(ValueError):
 def load(name: str, size: int | None = None, seed: int = 0) -> nn.Module:
     """The model called ``name``, in eval mode on the CPU.
 
-    ``name`` is ``reference:v1`` or ``reference:v2``, a torchvision or timm classification model (``torchvision:`` or
-    ``timm:`` in front decides where both have one; torchvision is asked first), or ``module:callable``, a callable
-    without arguments that returns an ``nn.Module``, which is used as it is.  ``size`` is the side in pixels of the
-    image that sets the statistics of a random model.  LoadError if there is no such model or package.
+    ``name`` is ``reference:v1`` or ``reference:v2``, ``pretrained:efficientnet_lite0`` (real weights, from the
+    packages of the extra ``demo``), a torchvision or timm classification model (``torchvision:`` or ``timm:`` in front
+    decides where both have one; torchvision is asked first), or ``module:callable``, a callable without arguments that
+    returns an ``nn.Module``, which is used as it is.  ``size`` is the side in pixels of the image that sets the
+    statistics of a random model.  LoadError if there is no such model or package.
     """
     prefix, separator, rest = name.partition(":")
+    if separator and prefix == "pretrained":
+        return _pretrained(rest)
     if separator and prefix not in ("reference", "torchvision", "timm"):
         return _from_callable(prefix, rest).eval()
     with torch.random.fork_rng(devices=[]):
@@ -91,6 +94,15 @@ def _reference(version: str) -> nn.Module:
     if version not in classes:
         raise LoadError(f"no reference model {version!r}; allowed: v1, v2")
     return classes[version]()
+
+
+def _pretrained(name: str) -> nn.Module:
+    from mobilenet_ext import pretrained
+
+    try:
+        return pretrained.load(name)
+    except (ImportError, ValueError) as error:
+        raise LoadError(str(error)) from error
 
 
 def _no_import(package: str, error: Exception) -> str:

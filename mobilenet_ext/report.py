@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from mobilenet_ext import _C
+from mobilenet_ext._library import native
 from mobilenet_ext.fuse import unfuse
 from mobilenet_ext.matchers import Match, Refusal, match_module
 from mobilenet_ext.modules.chain import FusedChain
@@ -92,9 +92,10 @@ class FusionReport:
         return "\n".join(lines)
 
     def __str__(self) -> str:
-        console = Console(file=io.StringIO(), width=140, color_system=None)
+        file = io.StringIO()
+        console = Console(file=file, width=140, color_system=None)
         console.print(self)
-        return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+        return file.getvalue()
 
 
 def fusion_report(model: nn.Module, example: Tensor | tuple[Any, ...] | None = None) -> FusionReport:
@@ -114,8 +115,9 @@ def fusion_report(model: nn.Module, example: Tensor | tuple[Any, ...] | None = N
 
 def _unwrap(model: nn.Module) -> tuple[str, nn.Module]:
     for name in _WRAPPED_IN:
-        if list(model._modules) == [name] and isinstance(model._modules[name], nn.Module):
-            prefix, inner = _unwrap(model._modules[name])
+        wrapped = model._modules.get(name)
+        if wrapped is not None and len(model._modules) == 1:
+            prefix, inner = _unwrap(wrapped)
             return _join(name, prefix), inner
     return "", model
 
@@ -176,7 +178,7 @@ class _Walk:
         if reason and has_fused:
             self._notes.append(f"{self._label(path)} as a whole: {reason}")
         has_tensors = bool(module._parameters or module._buffers)
-        if module._modules and (has_fused or not reason and not has_tensors):
+        if module._modules and (has_fused or (not reason and not has_tensors)):
             self._visit_children(path, module, outer)
         elif not isinstance(module, _NOTHING_TO_DO):
             if not reason:
@@ -199,13 +201,13 @@ class _Walk:
                 self._notes.append(f"{self._label(path)} as a whole: {reason}")
             return reason
         for slot in (chain.slot, chain.graph_slot):
-            self._flushed += (_C.slot_info(slot.id) or {"denormals_flushed": 0})["denormals_flushed"]
+            self._flushed += (native.slot_info(slot.id) or {"denormals_flushed": 0})["denormals_flushed"]
         steps = plan_of(chain)
         for index, (item, parts) in enumerate(zip(chain.match.chain, item_paths(chain.match), strict=True)):
             kind, kernel = "linear" if isinstance(item, LinearSpec) else item.kind, ""
             if steps:
                 kind, kernel = steps[index]["kind"], steps[index]["kernel"]
-            parts = [_innermost(module, part) for part in parts]
+            parts = tuple(_innermost(module, part) for part in parts)
             labels = " + ".join(self._label(_join(path, part)) for part in parts)
             classes = " + ".join(plain_class(module.get_submodule(part)).__name__ for part in parts)
             self._rows.append(Row(labels, classes, True, kind, kernel))
@@ -217,7 +219,7 @@ def plan_of(chain: FusedChain) -> list[dict[str, Any]]:
     if chain.last_shape is None:
         return []
     height, width = chain.last_shape[2:]
-    return _C.plan(chain.program, chain.constants, height, width, torch.get_num_threads())
+    return native.plan(chain.program, chain.constants, height, width, torch.get_num_threads())
 
 
 def item_paths(match: Match) -> Iterator[tuple[str, ...]]:

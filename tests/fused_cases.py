@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
 from mobilenet_ext import _C
 from mobilenet_ext.fuse import disabled
 from mobilenet_ext.models import InvertedResidual
-from torch import Tensor, nn
 
 KINDS = ("block", "conv", "linear")
 
@@ -47,6 +49,20 @@ def make_run() -> nn.Sequential:
 
 def example(batch: int = 2, channels: int = 16, size: int = 10) -> Tensor:
     return torch.randn(batch, channels, size, size, generator=torch.Generator().manual_seed(7)) * 2
+
+
+class Features(Dataset):
+    """Runs a fused model where the data is made, as a preprocessing step would."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> Tensor:
+        with torch.no_grad():
+            return self.model(example(1) + index)[0]
 
 
 def kernels_run() -> int:

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import copy
+import os
 import subprocess
 import sys
 
 import pytest
 import torch
-from fused_cases import assert_close, assert_fused_right, example, fused_path, make_block, make_run, plain_result, randomize
+from fused_cases import (
+    assert_close,
+    assert_fused_right,
+    example,
+    fused_path,
+    make_block,
+    make_run,
+    plain_result,
+    randomize,
+)
+from torch import nn
+
 from mobilenet_ext.fuse import disabled, freeze, fuse, refresh, unfuse
 from mobilenet_ext.models import InvertedResidual, MobileNetV1, MobileNetV2
 from mobilenet_ext.modules import FusedInvertedResidual, FusedModule, FusedSequential
-from torch import nn
 
 
 def classes(model: nn.Module) -> list[type]:
@@ -150,7 +161,7 @@ def test_nothing_to_fuse_leaves_everything():
 
 @pytest.mark.parametrize("function", [fuse, unfuse, refresh, freeze])
 def test_not_a_module(function):
-    with pytest.raises(TypeError, match="model is a list; allowed: a torch.nn.Module"):
+    with pytest.raises(TypeError, match=r"model is a list; allowed: a torch\.nn\.Module"):
         function([1])
 
 
@@ -182,7 +193,7 @@ def test_disabled_by_the_environment():
         "block = FusedInvertedResidual(8, 8, 1, 2).eval(); block(torch.ones(1, 8, 4, 4));"
         "assert not sum(_C.counters().values()), _C.counters()"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, env={**__import__("os").environ, "MOBILENET_EXT_DISABLE": "1"})
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "MOBILENET_EXT_DISABLE": "1"})
 
 
 @pytest.mark.parametrize("make", [make_block, make_run, small_network])

@@ -7,10 +7,11 @@ import json
 import pytest
 import torch
 from fused_cases import example, make_block, make_run, randomize
+from torch import nn
+
 from mobilenet_ext.fuse import disabled, fuse
 from mobilenet_ext.models import MobileNetV2
 from mobilenet_ext.report import fusion_report
-from torch import nn
 
 
 def test_whole_network():
@@ -106,5 +107,5 @@ def test_denormals_are_counted():
 
 
 def test_not_a_module():
-    with pytest.raises(TypeError, match="model is a str; allowed: a torch.nn.Module"):
+    with pytest.raises(TypeError, match=r"model is a str; allowed: a torch\.nn\.Module"):
         fusion_report("model")

@@ -17,7 +17,8 @@ bool output_is_nhwc(const Job& job) { return job.out.channel == 1; }
 void store_transposed(const Job& job, const float* from, int first, int m, int channels) {
   float* to = job.out.data + first * job.out.pixel;
   for (int c = 0; c < channels; ++c) {
-    for (int i = 0; i < m; ++i) to[c * job.out.channel + i * job.out.pixel] = from[static_cast<size_t>(i) * channels + c];
+    for (int i = 0; i < m; ++i)
+      to[c * job.out.channel + i * job.out.pixel] = from[static_cast<size_t>(i) * channels + c];
   }
 }
 
@@ -68,7 +69,8 @@ class Project {
     g.m = m;
     g.lo = stage_.lo;
     g.hi = stage_.hi;
-    const float* residual = job_.item.desc.residual ? residual_pixels(job_, first, m, residual_, &g.residual_pixel) : nullptr;
+    const float* residual =
+        job_.item.desc.residual ? residual_pixels(job_, first, m, residual_, &g.residual_pixel) : nullptr;
     float* c = output_is_nhwc(job_) ? job_.out.data + first * job_.out.pixel : rows_;
     g.c_pixel = output_is_nhwc(job_) ? job_.out.pixel : out;
     for (int p = panels.begin; p < panels.end; ++p) {
@@ -92,8 +94,8 @@ class Project {
 };
 
 // One output row of the depthwise stage from the ring.
-void depthwise_row(const Job& job, const HiddenRows& hidden, Blocks blocks, int y, int width, float* out, ptrdiff_t out_pixel,
-                   ptrdiff_t out_block, int last_valid, const float** rows) {
+void depthwise_row(const Job& job, const HiddenRows& hidden, Blocks blocks, int y, int width, float* out,
+                   ptrdiff_t out_pixel, ptrdiff_t out_block, int last_valid, const float** rows) {
   const IsaTable& isa = *job.chain.header.isa;
   const PackedStage& stage = *job.item.find(Role::kDepthwise);
   const Geometry& k = stage.desc.geometry;
@@ -142,7 +144,8 @@ void run_rows(const Job& job, const Region& region, const Seam& above, const Sea
   const IsaTable& isa = *job.chain.header.isa;
   const Blocks blocks{0, block_count(job)};
   const int step = job.plan.rows_per_step, width = region.x1 - region.x0, out_w = job.shape.out_w;
-  const int kh = job.item.find(Role::kDepthwise)->desc.geometry.kh, channels = job.item.find(Role::kDepthwise)->desc.out;
+  const int kh = job.item.find(Role::kDepthwise)->desc.geometry.kh,
+            channels = job.item.find(Role::kDepthwise)->desc.out;
   HiddenRows hidden(job, region.x0, region.x1, blocks, arena);
   const float** rows = arena.take<const float*>(kh);
   std::optional<Project> project;
@@ -163,11 +166,11 @@ void run_rows(const Job& job, const Region& region, const Seam& above, const Sea
     for (int r = 0; r < count; ++r) {
       const int first = (y + r) * out_w + region.x0;
       if (direct) {
-        depthwise_row(job, hidden, blocks, y + r, width, job.out.data + first * job.out.pixel, job.out.pixel, isa.vector,
-                      channels - (blocks.end - 1) * isa.vector, rows);
+        depthwise_row(job, hidden, blocks, y + r, width, job.out.data + first * job.out.pixel, job.out.pixel,
+                      isa.vector, channels - (blocks.end - 1) * isa.vector, rows);
       } else {
-        depthwise_row(job, hidden, blocks, y + r, width, filtered + static_cast<ptrdiff_t>(r) * width * isa.vector, isa.vector,
-                      block_floats, isa.vector, rows);
+        depthwise_row(job, hidden, blocks, y + r, width, filtered + static_cast<ptrdiff_t>(r) * width * isa.vector,
+                      isa.vector, block_floats, isa.vector, rows);
       }
     }
     if (project) {
@@ -176,7 +179,8 @@ void run_rows(const Job& job, const Region& region, const Seam& above, const Sea
         project->run(filtered, block_floats, y * out_w, count * width, all);
       } else {
         for (int r = 0; r < count; ++r) {
-          project->run(filtered + static_cast<ptrdiff_t>(r) * width * isa.vector, block_floats, (y + r) * out_w + region.x0, width, all);
+          project->run(filtered + static_cast<ptrdiff_t>(r) * width * isa.vector, block_floats,
+                       (y + r) * out_w + region.x0, width, all);
         }
       }
       continue;
@@ -240,7 +244,8 @@ void run_project(const Job& job, const float* shared, Range pixels, Range panels
   if (arena.measuring()) return;
   const int vector = job.chain.header.isa->vector;
   const ptrdiff_t block_floats = static_cast<ptrdiff_t>(job.shape.out_h) * job.shape.out_w * vector;
-  project.run(shared + static_cast<ptrdiff_t>(pixels.begin) * vector, block_floats, pixels.begin, pixels.end - pixels.begin, panels);
+  project.run(shared + static_cast<ptrdiff_t>(pixels.begin) * vector, block_floats, pixels.begin,
+              pixels.end - pixels.begin, panels);
 }
 
 void run_conv(const Job& job, const Region& region, Range panels, Arena& arena) {
@@ -282,10 +287,11 @@ void run_pool(const Job& job, Range panels, Arena& arena) {
   int width = 0;
   for (const Panel& panel : stage.panels) width = std::max(width, panel.kind->width);
   Operand operand(stage.desc, job.shape.expand, job.in, 0, chunk, 1, arena);
-  float* sums = arena.take<float>(stage.panels.size() * static_cast<size_t>(width));
+  float* sums = arena.take<float>(width);
+  double* totals = arena.take<double>(stage.panels.size() * static_cast<size_t>(width));
   if (arena.measuring()) return;
-  std::memset(sums, 0, sizeof(float) * stage.panels.size() * width);
-  // Pixels ascend in every panel, so a sum is the same chain whatever the chunk.
+  std::memset(totals, 0, sizeof(double) * stage.panels.size() * width);
+  // One fp32 chain per chunk of pixels, chunks in double: a long sum in fp32 would lose digits.
   for (int y = 0; y < h; ++y) {
     for (int x = 0; x < w; x += chunk) {
       GemmArgs g{};
@@ -293,20 +299,24 @@ void run_pool(const Job& job, Range panels, Arena& arena) {
       operand.load(y, 1, x, x + g.m, g);
       g.lo = stage.lo;
       g.hi = stage.hi;
+      g.pool = sums;
       for (int p = panels.begin; p < panels.end; ++p) {
         const Panel& panel = stage.panels[p];
         g.b = job.chain.at(panel.weights);
         g.bias = job.chain.at(stage.bias) + panel.first;
         g.n_valid = panel.valid;
-        g.pool = sums + static_cast<size_t>(p) * width;
+        std::memset(sums, 0, sizeof(float) * width);
         panel.kind->gemm(g);
+        double* total = totals + static_cast<size_t>(p) * width;
+        for (int n = 0; n < panel.valid; ++n) total[n] += static_cast<double>(sums[n]);
       }
     }
   }
-  const float pixels = static_cast<float>(h) * static_cast<float>(w);
+  const double pixels = static_cast<double>(h) * w;
   for (int p = panels.begin; p < panels.end; ++p) {
     const Panel& panel = stage.panels[p];
-    for (int n = 0; n < panel.valid; ++n) job.out.data[panel.first + n] = sums[static_cast<size_t>(p) * width + n] / pixels;
+    const double* total = totals + static_cast<size_t>(p) * width;
+    for (int n = 0; n < panel.valid; ++n) job.out.data[panel.first + n] = static_cast<float>(total[n] / pixels);
   }
 }
 
@@ -320,7 +330,8 @@ void run_item(const Job& job, Arena& arena) {
   Arena largest = arena;
   for (int i = 0; i < parts; ++i) {
     Arena again = arena;  // the parts follow one another in the same scratch
-    const int x0 = static_cast<int>(static_cast<int64_t>(w) * i / parts), x1 = static_cast<int>(static_cast<int64_t>(w) * (i + 1) / parts);
+    const int x0 = static_cast<int>(static_cast<int64_t>(w) * i / parts),
+              x1 = static_cast<int>(static_cast<int64_t>(w) * (i + 1) / parts);
     run_rows(job, {0, h, x0, x1}, {}, {}, again);
     if (again.used_floats() > largest.used_floats()) largest = again;
   }

@@ -1,5 +1,5 @@
-// Depthwise rows: U output columns of one channel block, accumulators in registers, one kernel row of weights at a time.
-// Included by the per-ISA files after a simd_*.h.
+// Depthwise rows: U output columns of one channel block, accumulators in registers, one kernel row of weights at a
+// time. Included by the per-ISA files after a simd_*.h.
 namespace {
 
 // Store U vectors, the last block possibly with fewer channels.
@@ -74,16 +74,23 @@ constexpr void fill_columns(DepthwiseFunction* f) {
   }
 }
 
+// Output columns a call: as many as fit, fewer where a run-time tap count costs registers for addresses.
+template <int KW>
+constexpr int most_columns() {
+  return KW > 0 || kDepthwiseColumns < 8 ? kDepthwiseColumns : 8;
+}
+
 template <int KW, int S>
 struct DepthwiseTable {
-  DepthwiseFunction of_columns[kDepthwiseColumns + 1] = {};
-  constexpr DepthwiseTable() { fill_columns<KW, S, kDepthwiseColumns>(of_columns); }
+  DepthwiseFunction of_columns[most_columns<KW>() + 1] = {};
+  constexpr DepthwiseTable() { fill_columns<KW, S, most_columns<KW>()>(of_columns); }
 };
 
 template <int KW, int S>
 void depthwise_row_split(const DepthwiseArgs& d) {
   static constexpr DepthwiseTable<KW, S> chunk;
-  const int count = (d.width + kDepthwiseColumns - 1) / kDepthwiseColumns;
+  constexpr int kMost = most_columns<KW>();
+  const int count = (d.width + kMost - 1) / kMost;
   if (count == 0) return;
   const int columns = d.width / count, longer = d.width % count;
   for (int block = 0; block < d.blocks; ++block) {
@@ -100,11 +107,16 @@ void depthwise_row_split(const DepthwiseArgs& d) {
 void depthwise_row(const DepthwiseArgs& d) {
   const int key = d.dilation == 1 ? d.kw * 10 + d.stride : 0;
   switch (key) {
-    case 31: return depthwise_row_split<3, 1>(d);
-    case 32: return depthwise_row_split<3, 2>(d);
-    case 51: return depthwise_row_split<5, 1>(d);
-    case 52: return depthwise_row_split<5, 2>(d);
-    default: return depthwise_row_split<0, 0>(d);
+    case 31:
+      return depthwise_row_split<3, 1>(d);
+    case 32:
+      return depthwise_row_split<3, 2>(d);
+    case 51:
+      return depthwise_row_split<5, 1>(d);
+    case 52:
+      return depthwise_row_split<5, 2>(d);
+    default:
+      return depthwise_row_split<0, 0>(d);
   }
 }
 

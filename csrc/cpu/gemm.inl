@@ -32,9 +32,7 @@ NOINLINE void gemm_tile(const GemmArgs& g, const float* a, float* c, const int32
     const float* base[(MR + 2) / 3];
     UNROLL for (int i = 0; i < (MR + 2) / 3; ++i) base[i] = a + g.segments[s] + 3 * i * stride;
     for (int k = g.segment_length; k > 0; k -= STEPS) {
-      UNROLL for (int j = 0; j < STEPS; ++j) {
-        gemm_step<V, NV, MR>(acc, base, stride, b + j * kWidth, j);
-      }
+      UNROLL for (int j = 0; j < STEPS; ++j) { gemm_step<V, NV, MR>(acc, base, stride, b + j * kWidth, j); }
       UNROLL for (int i = 0; i < (MR + 2) / 3; ++i) {
         base[i] += STEPS;
         KEEP_IN_REGISTER(base[i]);
@@ -43,9 +41,7 @@ NOINLINE void gemm_tile(const GemmArgs& g, const float* a, float* c, const int32
     }
   }
   const T lo = V::broadcast(&g.lo), hi = V::broadcast(&g.hi);
-  UNROLL for (int m = 0; m < MR; ++m) {
-    UNROLL for (int v = 0; v < NV; ++v) acc[m][v] = V::clamp(acc[m][v], lo, hi);
-  }
+  UNROLL for (int m = 0; m < MR; ++m) { UNROLL for (int v = 0; v < NV; ++v) acc[m][v] = V::clamp(acc[m][v], lo, hi); }
   if (g.pool) {
     UNROLL for (int v = 0; v < NV; ++v) {
       T sum = V::load(g.pool + v * V::W);
@@ -57,7 +53,8 @@ NOINLINE void gemm_tile(const GemmArgs& g, const float* a, float* c, const int32
   if (g.n_valid == kWidth) {
     if (residual) {
       UNROLL for (int m = 0; m < MR; ++m) {
-        UNROLL for (int v = 0; v < NV; ++v) acc[m][v] = V::add(acc[m][v], V::load(residual + m * g.residual_pixel + v * V::W));
+        UNROLL for (int v = 0; v < NV; ++v) acc[m][v] =
+            V::add(acc[m][v], V::load(residual + m * g.residual_pixel + v * V::W));
       }
     }
     UNROLL for (int m = 0; m < MR; ++m) {

@@ -44,7 +44,9 @@ const float* HiddenRows::row(int y) const {
 }
 
 void HiddenRows::make(int begin, int end) {
-  auto shared = [this](int y) { return (y >= seams_[0].begin && y < seams_[0].end) || (y >= seams_[1].begin && y < seams_[1].end); };
+  auto shared = [this](int y) {
+    return (y >= seams_[0].begin && y < seams_[0].end) || (y >= seams_[1].begin && y < seams_[1].end);
+  };
   const bool join = expand_ && operand_->rows_join(c0_, c1_);
   for (int y = begin; y < end;) {
     if (shared(y)) {

@@ -1,5 +1,6 @@
 // The ring of hidden rows between expand and depthwise: [slot][channel block][left pad + pixels + right pad][vector].
-// Columns outside the image are zero (the depthwise stage pads *after* activation); rows outside it are never asked for.
+// Columns outside the image are zero (the depthwise stage pads *after* activation); rows outside it are never asked
+// for.
 #pragma once
 #include <optional>
 
@@ -36,10 +37,10 @@ class HiddenRows {
   size_t row_floats() const { return row_floats_; }
   ptrdiff_t block_floats() const { return static_cast<ptrdiff_t>(row_w_) * vector_; }
   void share(const Seam& above, const Seam& below) { seams_[0] = above, seams_[1] = below; }
-  void clear_pads();                   // once per use of the arena's memory
-  void make(int begin, int end);       // hidden rows [begin, end) into the ring, those in a seam excepted
-  void make_into(int y, float* row);   // one hidden row, pads included, to a buffer of row_floats()
-  const float* row(int y) const;       // first tap of the first output column
+  void clear_pads();                  // once per use of the arena's memory
+  void make(int begin, int end);      // hidden rows [begin, end) into the ring, those in a seam excepted
+  void make_into(int y, float* row);  // one hidden row, pads included, to a buffer of row_floats()
+  const float* row(int y) const;      // first tap of the first output column
 
  private:
   void clear_pads(float* row) const;

@@ -19,4 +19,5 @@ const PanelKind kinds[] = {
 };
 }
 extern const IsaTable mobilenet_ext_isa_avx2;
-const IsaTable mobilenet_ext_isa_avx2 = {"avx2", Full::W, kinds, 3, 1, &gemv_panels<Full, 2, 4>, &depthwise_row, &gather_row, &scatter_row};
+const IsaTable mobilenet_ext_isa_avx2 = {"avx2",         Full::W,     kinds,       3, 1, &gemv_panels<Full, 2, 4>,
+                                         &depthwise_row, &gather_row, &scatter_row};

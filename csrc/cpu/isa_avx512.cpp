@@ -25,4 +25,5 @@ const PanelKind kinds[] = {
 };
 }
 extern const IsaTable mobilenet_ext_isa_avx512;
-const IsaTable mobilenet_ext_isa_avx512 = {"avx512", Full::W, kinds, 5, 1, &gemv_panels<Full, 2, 4>, &depthwise_row, &gather_row, &scatter_row};
+const IsaTable mobilenet_ext_isa_avx512 = {"avx512",       Full::W,     kinds,       5, 1, &gemv_panels<Full, 2, 4>,
+                                           &depthwise_row, &gather_row, &scatter_row};

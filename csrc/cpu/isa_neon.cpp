@@ -20,4 +20,5 @@ const PanelKind kinds[] = {
 };
 }
 extern const IsaTable mobilenet_ext_isa_neon;
-const IsaTable mobilenet_ext_isa_neon = {"neon", Full::W, kinds, 4, 1, &gemv_panels<Full, 4, 4>, &depthwise_row, &gather_row, &scatter_row};
+const IsaTable mobilenet_ext_isa_neon = {"neon",         Full::W,     kinds,       4, 1, &gemv_panels<Full, 4, 4>,
+                                         &depthwise_row, &gather_row, &scatter_row};

@@ -18,4 +18,5 @@ const PanelKind kinds[] = {
 };
 }
 extern const IsaTable mobilenet_ext_isa_scalar;
-const IsaTable mobilenet_ext_isa_scalar = {"scalar", Full::W, kinds, 2, -1, &gemv_panels<Full, 4, 2>, &depthwise_row, &gather_row, &scatter_row};
+const IsaTable mobilenet_ext_isa_scalar = {"scalar",       Full::W,     kinds,       2, -1, &gemv_panels<Full, 4, 2>,
+                                           &depthwise_row, &gather_row, &scatter_row};

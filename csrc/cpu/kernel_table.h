@@ -41,8 +41,8 @@ struct PanelKind {
 
 // One pixel against `panels` consecutive packed panels of the main kind, several at a time to hide FMA latency.
 struct GemvArgs {
-  const float* a;  // [k], contiguous
-  const float* b;  // panels x [k][width]
+  const float* a;     // [k], contiguous
+  const float* b;     // panels x [k][width]
   ptrdiff_t b_panel;  // distance of two panels, in floats
   const float* bias;
   float* c;
@@ -54,7 +54,8 @@ struct GemvArgs {
 
 // One output row of a depthwise convolution over `blocks` channel blocks of `vector` channels.
 struct DepthwiseArgs {
-  const float* const* rows;  // kh pointers to input rows at the first tap of output column 0; only [ky_begin, ky_end) are read
+  const float* const*
+      rows;  // kh pointers to input rows at the first tap of output column 0; only [ky_begin, ky_end) are read
   int ky_begin, ky_end;
   int kh, kw;
   int stride, dilation;  // horizontal
@@ -63,7 +64,7 @@ struct DepthwiseArgs {
   const float* bias;     // [block][vector]
   float* out;
   ptrdiff_t out_pixel, out_block;
-  int width;      // output columns
+  int width;  // output columns
   int blocks;
   int last_valid;  // channels of the last block that are stored (the rest is padding)
   float lo, hi;
@@ -82,8 +83,8 @@ struct IsaTable {
   const char* name;
   int vector;  // floats per vector = channels per block
   const PanelKind* kinds;
-  int kind_count;  // kinds[0] is the main kind
-  int alternative; // index of a kind preferred when its width divides N and the main width does not, or -1
+  int kind_count;   // kinds[0] is the main kind
+  int alternative;  // index of a kind preferred when its width divides N and the main width does not, or -1
   void (*gemv)(const GemvArgs&);
   void (*depthwise_row)(const DepthwiseArgs&);
   void (*gather_row)(const RowArgs&);   // tensor -> blocks, padding channels zeroed

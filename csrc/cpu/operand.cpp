@@ -5,8 +5,9 @@
 
 namespace mobilenet_ext {
 
-Operand::Operand(const StageDesc& stage, const Placed& placed, const InView& in, int begin, int end, int rows, Arena& arena)
-    : stage_(stage), placed_(placed), in_(in), begin_(begin), end_(end) {
+Operand::Operand(const StageDesc& stage, const Placed& placed, const InView& in, int begin, int end, int rows,
+                 Arena& arena)
+    : stage_(stage), placed_(placed), in_(in), begin_(begin) {
   const Geometry& g = stage.geometry;
   planes_ = !stage.pointwise();
   if (!planes_) {
@@ -42,7 +43,8 @@ void Operand::load(int y, int count, int begin, int end, GemmArgs& args) {
   args.segments = segments_;
   args.segment_count = 1;
   args.segment_length = stage_.in;
-  const float* first = in_.data + static_cast<ptrdiff_t>(y) * g.sh * in_.row + static_cast<ptrdiff_t>(begin) * g.sw * in_.pixel;
+  const float* first =
+      in_.data + static_cast<ptrdiff_t>(y) * g.sh * in_.row + static_cast<ptrdiff_t>(begin) * g.sw * in_.pixel;
   if (!gather_) {
     args.a = first;
     args.a_pixel = g.sw * in_.pixel;
@@ -53,7 +55,8 @@ void Operand::load(int y, int count, int begin, int end, GemmArgs& args) {
     const float* from = first + static_cast<ptrdiff_t>(r) * g.sh * in_.row;
     float* to = buffer_ + static_cast<size_t>(r) * width * stage_.in;
     for (int c = 0; c < stage_.in; ++c) {
-      for (int x = 0; x < width; ++x) to[static_cast<size_t>(x) * stage_.in + c] = from[c * in_.channel + x * g.sw * in_.pixel];
+      for (int x = 0; x < width; ++x)
+        to[static_cast<size_t>(x) * stage_.in + c] = from[c * in_.channel + x * g.sw * in_.pixel];
     }
   }
   args.a = buffer_;
@@ -93,7 +96,8 @@ void Operand::load_planes(int y, GemmArgs& args) {
     for (int c = 0; c < stage_.in; ++c) {
       for (int p = 0; p < parts; ++p) {
         const ptrdiff_t tap = static_cast<ptrdiff_t>(p) * g.dw;
-        segments_[(c * g.kh + ky) * parts + p] = tap + (inside ? slot * slot_size + static_cast<ptrdiff_t>(c) * plane_row_ : zero_row);
+        segments_[(c * g.kh + ky) * parts + p] =
+            tap + (inside ? slot * slot_size + static_cast<ptrdiff_t>(c) * plane_row_ : zero_row);
       }
     }
   }

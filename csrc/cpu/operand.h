@@ -33,7 +33,7 @@ class Operand {
   const StageDesc& stage_;
   const Placed& placed_;
   InView in_;
-  int begin_, end_;
+  int begin_;
   bool gather_ = false, planes_ = false;
   float* buffer_ = nullptr;  // gathered pixels [pixel][in], or planes [slot][in][plane_row_] and a zero row
   ptrdiff_t* segments_ = nullptr;

@@ -80,7 +80,8 @@ void pack_dense(PackedStage& p, const StageSources& src, const Folded& f, Caster
     for (int i = 0; i < p.desc.in; ++i) {
       for (int y = 0; y < g.kh; ++y) {
         for (int x = 0; x < g.kw; ++x, ++k) {
-          const float* in = src.weight.data + i * src.weight.strides[1] + y * src.weight.strides[2] + x * src.weight.strides[3];
+          const float* in =
+              src.weight.data + i * src.weight.strides[1] + y * src.weight.strides[2] + x * src.weight.strides[3];
           for (int n = 0; n < panel.valid; ++n) {
             const int o = panel.first + n;
             w[k * width + n] = cast(in[o * src.weight.strides[0]] * f.scale[o]);
@@ -98,7 +99,8 @@ void pack_depthwise(PackedStage& p, const StageSources& src, const Folded& f, Ca
   for (int c = 0; c < p.desc.out; ++c) {
     for (int y = 0; y < g.kh; ++y) {
       for (int x = 0; x < g.kw; ++x) {
-        const float value = src.weight.data[c * src.weight.strides[0] + y * src.weight.strides[2] + x * src.weight.strides[3]];
+        const float value =
+            src.weight.data[c * src.weight.strides[0] + y * src.weight.strides[2] + x * src.weight.strides[3]];
         w[((c / vector * g.kh + y) * g.kw + x) * vector + c % vector] = cast(value * f.scale[c]);
       }
     }
@@ -134,7 +136,9 @@ std::vector<Panel> choose_panels(const IsaTable& isa, int n, bool whole_blocks) 
       const PanelKind* kind = &isa.kinds[i];
       if (whole_blocks && (kind->vector != isa.vector || kind->width > n - first)) continue;
       const bool holds = kind->width >= n - first, best_holds = best && best->width >= n - first;
-      if (!best || (holds && (!best_holds || kind->width < best->width)) || (!holds && !best_holds && kind->width > best->width)) best = kind;
+      if (!best || (holds && (!best_holds || kind->width < best->width)) ||
+          (!holds && !best_holds && kind->width > best->width))
+        best = kind;
     }
     const int valid = best->width < n - first ? best->width : n - first;
     panels.push_back({best, first, valid, 0});
@@ -199,7 +203,8 @@ PackedChain pack(const ChainDesc& chain, const std::vector<SourceView>& sources,
     for (PackedStage& p : item.stages) {
       const StageSources src = split(p.desc, next);
       const Folded f = fold(p.desc, src);
-      const int padded = p.desc.role == Role::kDepthwise ? round_up(p.desc.out, isa.vector) : p.panels.back().first + p.panels.back().kind->width;
+      const int padded = p.desc.role == Role::kDepthwise ? round_up(p.desc.out, isa.vector)
+                                                         : p.panels.back().first + p.panels.back().kind->width;
       for (int o = 0; o < padded; ++o) blob[p.bias + o] = o < p.desc.out ? cast(f.shift[o]) : 0.0f;
       if (p.desc.role == Role::kDepthwise) {
         pack_depthwise(p, src, f, cast, blob, isa.vector);

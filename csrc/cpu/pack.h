@@ -17,9 +17,9 @@ struct SourceView {
 
 struct Panel {
   const PanelKind* kind;
-  int first;        // first output channel
-  int valid;        // output channels that exist
-  size_t weights;   // offset of [K][kind->width] in the blob, in floats
+  int first;       // first output channel
+  int valid;       // output channels that exist
+  size_t weights;  // offset of [K][kind->width] in the blob, in floats
 };
 
 // One stage, folded and packed. Dense: panels of [K][width], K = (in, ky, kx), for a stage fed by channel blocks padded
@@ -28,8 +28,8 @@ struct PackedStage {
   StageDesc desc;
   std::vector<Panel> panels;  // dense only
   size_t weights = 0, bias = 0;
-  int k = 0;       // dense: rows of a panel, padding included
-  float lo, hi;    // the activation as a clamp
+  int k = 0;     // dense: rows of a panel, padding included
+  float lo, hi;  // the activation as a clamp
 };
 
 struct PackedItem {
@@ -39,10 +39,10 @@ struct PackedItem {
 };
 
 struct PackedHeader {
-  uint64_t magic;     // kPackedMagic
+  uint64_t magic;  // kPackedMagic
   const IsaTable* isa;
-  uint32_t dtype;     // 0: fp32
-  uint32_t layout;    // version of the layout described above
+  uint32_t dtype;   // 0: fp32
+  uint32_t layout;  // version of the layout described above
 };
 constexpr uint64_t kPackedMagic = 0x6d6f62696c657431;
 constexpr uint32_t kPackedLayout = 1;

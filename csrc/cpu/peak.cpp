@@ -8,12 +8,14 @@
 
 namespace mobilenet_ext {
 
-// The tallest tile of the main kind over a panel that stays in L1: nothing but FMAs, with operands from the first cache.
+// The tallest tile of the main kind over a panel that stays in L1: nothing but FMAs, with operands from the first
+// cache.
 double peak_flops(double seconds) {
   const PanelKind& kind = active_isa().kinds[0];
   constexpr int kDepth = 128;
-  std::vector<float> a(static_cast<size_t>(kind.max_rows) * kDepth, 1e-3f), b(static_cast<size_t>(kind.width) * kDepth, 1e-3f),
-      bias(kind.width, 0.0f), c(static_cast<size_t>(kind.max_rows) * kind.width);
+  std::vector<float> a(static_cast<size_t>(kind.max_rows) * kDepth, 1e-3f),
+      b(static_cast<size_t>(kind.width) * kDepth, 1e-3f), bias(kind.width, 0.0f),
+      c(static_cast<size_t>(kind.max_rows) * kind.width);
   const ptrdiff_t segment = 0;
   GemmArgs g{};
   g.a = a.data();

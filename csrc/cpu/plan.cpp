@@ -11,6 +11,8 @@ constexpr int kPixelsPerStep = 28;
 // About 20 us of arithmetic; waking a second thread for less costs more than it gives.
 constexpr double kWorkPerWorker = 1.1e6;
 constexpr size_t kChunkBytes = 24 << 10;
+// Pixels whose sum is one fp32 chain. A constant, since it decides the bits of a pooled mean.
+constexpr int kPoolChunk = 64;
 
 size_t ring_floats(const PackedItem& item, const ItemShape& shape, const IsaTable& isa, const ItemPlan& plan) {
   const StageDesc& d = item.find(Role::kDepthwise)->desc;
@@ -36,7 +38,8 @@ std::vector<ItemShape> shapes(const ChainDesc& chain, int h, int w) {
       const Placed p = place(stage.geometry, h, w);
       if (stage.role == Role::kExpand) s.expand = p;
       if (stage.role == Role::kDepthwise) s.depthwise = p;
-      const double taps = static_cast<double>(stage.geometry.kh) * stage.geometry.kw * (stage.role == Role::kDepthwise ? 1 : stage.in);
+      const double taps =
+          static_cast<double>(stage.geometry.kh) * stage.geometry.kw * (stage.role == Role::kDepthwise ? 1 : stage.in);
       s.multiply_adds += taps * stage.out * p.out_h * p.out_w;
       h = p.out_h;
       w = p.out_w;
@@ -55,7 +58,8 @@ std::vector<ItemShape> shapes(const ChainDesc& chain, int h, int w) {
   return result;
 }
 
-ItemPlan plan_item(const PackedItem& item, const ItemShape& shape, const IsaTable& isa, const CacheSizes& caches, int threads) {
+ItemPlan plan_item(const PackedItem& item, const ItemShape& shape, const IsaTable& isa, const CacheSizes& caches,
+                   int threads) {
   ItemPlan plan;
   const PackedStage* depthwise = item.find(Role::kDepthwise);
   if (!depthwise) {
@@ -63,6 +67,7 @@ ItemPlan plan_item(const PackedItem& item, const ItemShape& shape, const IsaTabl
     int chunk = static_cast<int>(kChunkBytes / sizeof(float)) / in;
     plan.chunk = chunk < kPixelsPerStep ? kPixelsPerStep : chunk / kPixelsPerStep * kPixelsPerStep;
     plan.split = item.desc.pool ? Split::kPanels : Split::kGrid;
+    if (item.desc.pool) plan.chunk = kPoolChunk;
     return plan;
   }
   const Geometry& g = depthwise->desc.geometry;
@@ -79,7 +84,8 @@ ItemPlan plan_item(const PackedItem& item, const ItemShape& shape, const IsaTabl
     }
   }
   // Bands of fewer than four rows spend too much on their seams.
-  if (threads > 1 && item.find(Role::kProject) && shape.out_h < 4 * threads && plan.column_parts == 1) plan.split = Split::kHidden;
+  if (threads > 1 && item.find(Role::kProject) && shape.out_h < 4 * threads && plan.column_parts == 1)
+    plan.split = Split::kHidden;
   return plan;
 }
 
@@ -121,10 +127,14 @@ std::string kernel_name(const ItemDesc& item) {
 
 const char* split_name(Split split) {
   switch (split) {
-    case Split::kRows: return "rows";
-    case Split::kHidden: return "hidden";
-    case Split::kGrid: return "grid";
-    case Split::kPanels: return "panels";
+    case Split::kRows:
+      return "rows";
+    case Split::kHidden:
+      return "hidden";
+    case Split::kGrid:
+      return "grid";
+    case Split::kPanels:
+      return "panels";
   }
   return "";
 }

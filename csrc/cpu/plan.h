@@ -34,7 +34,8 @@ struct ItemPlan {
 };
 
 // One worker, or `threads` workers that share one image of the item.
-ItemPlan plan_item(const PackedItem& item, const ItemShape& shape, const IsaTable& isa, const CacheSizes& caches, int threads);
+ItemPlan plan_item(const PackedItem& item, const ItemShape& shape, const IsaTable& isa, const CacheSizes& caches,
+                   int threads);
 
 // Cut [0, m) x [0, n) into at least about `tasks` parts whose largest is as small as possible.
 struct Grid {

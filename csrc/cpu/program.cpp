@@ -17,8 +17,8 @@ class Reader {
     if (position_ >= program_.size()) fail("ends before", name);
     const int64_t value = program_[position_++];
     if (value < lowest || value > highest) {
-      throw std::invalid_argument("program: " + std::string(name) + " is " + std::to_string(value) + "; allowed: " +
-                                  std::to_string(lowest) + " to " + std::to_string(highest));
+      throw std::invalid_argument("program: " + std::string(name) + " is " + std::to_string(value) +
+                                  "; allowed: " + std::to_string(lowest) + " to " + std::to_string(highest));
     }
     return value;
   }
@@ -57,7 +57,8 @@ StageDesc read_stage(Reader& r) {
   s.activation = static_cast<Activation>(r.next("activation", 0, 2));
   s.sources = static_cast<unsigned>(r.next("sources", 1, 127));
   const bool mean = s.sources & kRunningMean, var = s.sources & kRunningVar;
-  if (!(s.sources & kWeight) || mean != var) throw std::invalid_argument("program: a stage lacks its weight or one of its BN statistics");
+  if (!(s.sources & kWeight) || mean != var)
+    throw std::invalid_argument("program: a stage lacks its weight or one of its BN statistics");
   return s;
 }
 
@@ -69,8 +70,10 @@ void check_item(const ItemDesc& item) {
       throw std::invalid_argument("program: the stages of a block do not fit together");
     }
   }
-  if (depthwise && depthwise->in != depthwise->out) throw std::invalid_argument("program: a depthwise stage changes the channel count");
-  if (project && (!depthwise || !project->pointwise())) throw std::invalid_argument("program: project must be 1x1 after a depthwise stage");
+  if (depthwise && depthwise->in != depthwise->out)
+    throw std::invalid_argument("program: a depthwise stage changes the channel count");
+  if (project && (!depthwise || !project->pointwise()))
+    throw std::invalid_argument("program: project must be 1x1 after a depthwise stage");
   if (item.pool && (item.stages.size() != 1 || !item.stages[0].pointwise() || item.residual)) {
     throw std::invalid_argument("program: pool is allowed on a single 1x1 convolution only");
   }
@@ -101,7 +104,8 @@ Placed place(const Geometry& g, int h, int w) {
 
 bool StageDesc::pointwise() const {
   const Geometry& g = geometry;
-  return role != Role::kDepthwise && g.kh == 1 && g.kw == 1 && g.top == 0 && g.bottom == 0 && g.left == 0 && g.right == 0;
+  return role != Role::kDepthwise && g.kh == 1 && g.kw == 1 && g.top == 0 && g.bottom == 0 && g.left == 0 &&
+         g.right == 0;
 }
 
 const StageDesc* ItemDesc::find(Role role) const {

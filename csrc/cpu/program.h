@@ -23,7 +23,8 @@ enum SourceBit : unsigned {
 // Flags of a program's second value.
 constexpr int64_t kFollowInputFlag = 1, kTransientFlag = 2;
 
-// Sizes in pixels. With `same`, the pads follow from the input size (TensorFlow's rule: the odd pixel at bottom, right).
+// Sizes in pixels. With `same`, the pads follow from the input size (TensorFlow's rule: the odd pixel at bottom,
+// right).
 struct Geometry {
   int kh = 1, kw = 1, sh = 1, sw = 1, dh = 1, dw = 1;
   bool same = false;

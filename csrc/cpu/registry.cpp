@@ -33,8 +33,9 @@ void apply_cap(const std::string& name, const char* source) {
   for (const Isa& isa : isas()) {
     if (name == isa.table->name) {
       if (!isa.supported) {
-        throw std::invalid_argument(std::string(source) + " is '" + name + "', which this CPU does not support (it needs " +
-                                    isa.needs + "); allowed here: " + valid_names());
+        throw std::invalid_argument(std::string(source) + " is '" + name +
+                                    "', which this CPU does not support (it needs " + isa.needs +
+                                    "); allowed here: " + valid_names());
       }
       below = true;
     }
@@ -43,8 +44,8 @@ void apply_cap(const std::string& name, const char* source) {
       return;
     }
   }
-  throw std::invalid_argument(std::string(source) + " is '" + name + "', which is no instruction set of this build; allowed here: " +
-                              valid_names());
+  throw std::invalid_argument(std::string(source) + " is '" + name +
+                              "', which is no instruction set of this build; allowed here: " + valid_names());
 }
 
 }  // namespace
@@ -55,8 +56,10 @@ const std::vector<Isa>& isas() {
     (void)f;
     std::vector<Isa> l;
 #if defined(__x86_64__)
-    l.push_back({&mobilenet_ext_isa_avx512, "AVX-512, 16 lanes, 32 registers", "AVX-512 F, BW, DQ and VL, enabled by the operating system", f.avx512});
-    l.push_back({&mobilenet_ext_isa_avx2, "AVX2 with FMA, 8 lanes, 16 registers", "AVX2 and FMA, enabled by the operating system", f.avx2});
+    l.push_back({&mobilenet_ext_isa_avx512, "AVX-512, 16 lanes, 32 registers",
+                 "AVX-512 F, BW, DQ and VL, enabled by the operating system", f.avx512});
+    l.push_back({&mobilenet_ext_isa_avx2, "AVX2 with FMA, 8 lanes, 16 registers",
+                 "AVX2 and FMA, enabled by the operating system", f.avx2});
 #elif defined(__aarch64__)
     l.push_back({&mobilenet_ext_isa_neon, "Advanced SIMD, 4 lanes, 32 registers", "AArch64", true});
 #endif

@@ -32,11 +32,15 @@ void count(const PackedChain& chain) {
   }
 }
 
-int64_t now_ns() { return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+int64_t now_ns() {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch())
+      .count();
+}
 
 class Runner {
  public:
-  Runner(const PackedChain& chain, const TaskList& list, const Input& in, const Output& out, float* scratch, std::atomic<int64_t>* times)
+  Runner(const PackedChain& chain, const TaskList& list, const Input& in, const Output& out, float* scratch,
+         std::atomic<int64_t>* times)
       : chain_(chain), list_(list), in_(in), out_(out), scratch_(scratch), times_(times) {
     shared_ = scratch + list.workers * (2 * list.activation + list.worker_scratch);
     features_ = shared_ + list.slots * (2 * list.activation + list.seam + list.hidden);
@@ -85,7 +89,8 @@ class Runner {
     float* buffers = shared_ + t.slot * (2 * list_.activation + list_.seam + list_.hidden);
     float* seam = buffers + 2 * list_.activation;
     float* hidden = seam + list_.seam;
-    const Job job = make_job(chain_, list_, t.item, list_.shared[t.item], input_of(t.item, t.image, buffers), output(t.item, t.image, buffers));
+    const Job job = make_job(chain_, list_, t.item, list_.shared[t.item], input_of(t.item, t.image, buffers),
+                             output(t.item, t.image, buffers));
     switch (t.kind) {
       case TaskKind::kRows: {
         const bool any = t.seam_above.end > t.seam_above.begin || t.seam_below.end > t.seam_below.begin;
@@ -93,13 +98,19 @@ class Runner {
         return run_rows(job, t.region, {t.seam_above.begin, t.seam_above.end, seam + t.above * row},
                         {t.seam_below.begin, t.seam_below.end, seam + t.below * row}, arena);
       }
-      case TaskKind::kSeam: return run_seam_row(job, t.seam_above.begin, seam + t.above * seam_row_floats(job), arena);
-      case TaskKind::kHidden: return run_hidden(job, {t.panels.begin, t.panels.end}, hidden, arena);
-      case TaskKind::kProject: return run_project(job, hidden, t.pixels, t.panels, arena);
-      case TaskKind::kConv: return run_conv(job, t.region, t.panels, arena);
-      case TaskKind::kPool: return run_pool(job, t.panels, arena);
+      case TaskKind::kSeam:
+        return run_seam_row(job, t.seam_above.begin, seam + t.above * seam_row_floats(job), arena);
+      case TaskKind::kHidden:
+        return run_hidden(job, {t.panels.begin, t.panels.end}, hidden, arena);
+      case TaskKind::kProject:
+        return run_project(job, hidden, t.pixels, t.panels, arena);
+      case TaskKind::kConv:
+        return run_conv(job, t.region, t.panels, arena);
+      case TaskKind::kPool:
+        return run_pool(job, t.panels, arena);
       case TaskKind::kImage:
-      case TaskKind::kLinear: return;
+      case TaskKind::kLinear:
+        return;
     }
   }
 
@@ -163,15 +174,17 @@ void print(const PackedChain& chain, const TaskList& list, const Input& in, cons
   for (size_t i = 0; i < chain.items.size(); ++i) {
     const ItemDesc& desc = chain.items[i].desc;
     const ItemShape& s = list.shapes[i];
-    std::fprintf(stderr, "mobilenet_ext,%s,%s,%s,fp32,n%d c%d %dx%d -> c%d %dx%d,split %s,rows %d,workers %d,%.1f us\n", desc.kind(),
-                 kernel_name(desc).c_str(), chain.header.isa->name, in.n, desc.in(), s.h, s.w, desc.out(), s.out_h, s.out_w,
-                 split_name(list.shared[i].split), list.shared[i].rows_per_step, list.workers, times[i].load() / 1e3);
+    std::fprintf(stderr, "mobilenet_ext,%s,%s,%s,fp32,n%d c%d %dx%d -> c%d %dx%d,split %s,rows %d,workers %d,%.1f us\n",
+                 desc.kind(), kernel_name(desc).c_str(), chain.header.isa->name, in.n, desc.in(), s.h, s.w, desc.out(),
+                 s.out_h, s.out_w, split_name(list.shared[i].split), list.shared[i].rows_per_step, list.workers,
+                 times[i].load() / 1e3);
   }
 }
 
 }  // namespace
 
-void run_chain(const PackedChain& chain, TaskCache& cache, const Input& in, const Output& out, int threads, const Parallel& parallel) {
+void run_chain(const PackedChain& chain, TaskCache& cache, const Input& in, const Output& out, int threads,
+               const Parallel& parallel) {
   const std::shared_ptr<const TaskList> list = cache.get(chain, in, out, threads);
   count(chain);
   if (list->tasks.empty()) return;

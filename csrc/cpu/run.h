@@ -11,7 +11,8 @@ namespace mobilenet_ext {
 // Calls `worker` up to `workers` times, concurrently or not: at least once.
 using Parallel = std::function<void(int workers, const std::function<void()>& worker)>;
 
-void run_chain(const PackedChain& chain, TaskCache& cache, const Input& in, const Output& out, int threads, const Parallel& parallel);
+void run_chain(const PackedChain& chain, TaskCache& cache, const Input& in, const Output& out, int threads,
+               const Parallel& parallel);
 
 // How often each kind of kernel ran since the last reset: "block", "conv", "linear", and the same with ".<isa>".
 std::map<std::string, int64_t> counters();

@@ -1,5 +1,6 @@
-// A numbered task list. Workers claim numbers in order; a task waits only for phases whose tasks all have smaller numbers,
-// so any number of live workers from one up finishes, nested and serial calls included. Tasks of one phase are independent.
+// A numbered task list. Workers claim numbers in order; a task waits only for phases whose tasks all have smaller
+// numbers, so any number of live workers from one up finishes, nested and serial calls included. Tasks of one phase are
+// independent.
 #pragma once
 #include <atomic>
 #include <exception>
@@ -12,8 +13,7 @@ namespace mobilenet_ext {
 class Schedule {
  public:
   // `phase_sizes[p]` tasks belong to phase p.
-  explicit Schedule(const std::vector<int>& phase_sizes)
-      : left_(new std::atomic<int>[phase_sizes.size()]) {
+  explicit Schedule(const std::vector<int>& phase_sizes) : left_(new std::atomic<int>[phase_sizes.size()]) {
     for (size_t i = 0; i < phase_sizes.size(); ++i) left_[i].store(phase_sizes[i], std::memory_order_relaxed);
   }
 

@@ -18,7 +18,8 @@ void flatten_pointwise(const ItemDesc& item, bool rows_join, ItemShape& s) {
 
 class Builder {
  public:
-  Builder(const PackedChain& chain, const Input& in, const Output& out, TaskList& list) : chain_(chain), in_(in), out_(out), list_(list) {}
+  Builder(const PackedChain& chain, const Input& in, const Output& out, TaskList& list)
+      : chain_(chain), in_(in), out_(out), list_(list) {}
 
   void build(int threads) {
     const int items = static_cast<int>(chain_.items.size());
@@ -88,10 +89,14 @@ class Builder {
       return add_rows(i, j, first_image, images, workers, previous, false);
     }
     switch (plan.split) {
-      case Split::kRows: return add_rows(i, j, first_image, images, workers, previous, chain_.items[i].find(Role::kExpand) != nullptr);
-      case Split::kHidden: return add_hidden(i, j, first_image, images, workers, previous);
-      case Split::kGrid: return add_conv(i, j, first_image, images, workers, previous);
-      case Split::kPanels: return add_pool(i, j, first_image, images, workers, previous);
+      case Split::kRows:
+        return add_rows(i, j, first_image, images, workers, previous, chain_.items[i].find(Role::kExpand) != nullptr);
+      case Split::kHidden:
+        return add_hidden(i, j, first_image, images, workers, previous);
+      case Split::kGrid:
+        return add_conv(i, j, first_image, images, workers, previous);
+      case Split::kPanels:
+        return add_pool(i, j, first_image, images, workers, previous);
     }
     return previous;
   }
@@ -137,7 +142,8 @@ class Builder {
           t.item = i;
           t.image = first_image + image;
           t.slot = image;
-          t.region = {edge(b), edge(b + 1), static_cast<int>(static_cast<int64_t>(w) * c / columns), static_cast<int>(static_cast<int64_t>(w) * (c + 1) / columns)};
+          t.region = {edge(b), edge(b + 1), static_cast<int>(static_cast<int64_t>(w) * c / columns),
+                      static_cast<int>(static_cast<int64_t>(w) * (c + 1) / columns)};
           if (rows && b > 0) t.seam_above = seam_rows(j, edge(b)), t.above = first_row[b];
           if (rows && b + 1 < bands) t.seam_below = seam_rows(j, edge(b + 1)), t.below = first_row[b + 1];
           add(t, phase, ready);
@@ -150,11 +156,14 @@ class Builder {
 
   int add_hidden(int i, const Job& j, int first_image, int images, int workers, int previous) {
     const PackedItem& item = chain_.items[i];
-    const int vector = chain_.header.isa->vector, blocks = (item.find(Role::kDepthwise)->desc.out + vector - 1) / vector;
+    const int vector = chain_.header.isa->vector,
+              blocks = (item.find(Role::kDepthwise)->desc.out + vector - 1) / vector;
     const PackedStage* expand = item.find(Role::kExpand);
     // Cuts fall between panels of the expand stage.
     const int units = expand ? static_cast<int>(expand->panels.size()) : blocks, parts = std::min(workers, units);
-    auto block_of = [&](int unit) { return unit == units ? blocks : expand ? expand->panels[unit].first / vector : unit; };
+    auto block_of = [&](int unit) {
+      return unit == units ? blocks : expand ? expand->panels[unit].first / vector : unit;
+    };
     const int phase = new_phase(), pixels = j.shape.out_h * j.shape.out_w;
     list_.hidden = std::max(list_.hidden, round(static_cast<size_t>(blocks) * vector * pixels));
     for (int image = 0; image < images; ++image) {
@@ -165,20 +174,24 @@ class Builder {
         t.slot = image;
         t.panels = {block_of(units * p / parts), block_of(units * (p + 1) / parts)};
         add(t, phase, previous);
-        if (image == 0) measure(i, j.plan, [&](const Job& job, Arena& a) { run_hidden(job, {t.panels.begin, t.panels.end}, nullptr, a); });
+        if (image == 0)
+          measure(i, j.plan,
+                  [&](const Job& job, Arena& a) { run_hidden(job, {t.panels.begin, t.panels.end}, nullptr, a); });
       }
     }
-    return add_grid(TaskKind::kProject, i, j, pixels, item.find(Role::kProject)->panels.size(), first_image, images, workers, phase);
+    return add_grid(TaskKind::kProject, i, j, pixels, item.find(Role::kProject)->panels.size(), first_image, images,
+                    workers, phase);
   }
 
   int add_conv(int i, const Job& j, int first_image, int images, int workers, int previous) {
     const bool one_row = j.shape.out_h == 1;
-    return add_grid(TaskKind::kConv, i, j, one_row ? j.shape.out_w : j.shape.out_h, chain_.items[i].stages[0].panels.size(), first_image, images,
-                    workers, previous);
+    return add_grid(TaskKind::kConv, i, j, one_row ? j.shape.out_w : j.shape.out_h,
+                    chain_.items[i].stages[0].panels.size(), first_image, images, workers, previous);
   }
 
   // Pixels (or rows) x panels. Strided outputs and residuals of single convolutions are written whole pixels at a time.
-  int add_grid(TaskKind kind, int i, const Job& j, int m, size_t panels, int first_image, int images, int workers, int previous) {
+  int add_grid(TaskKind kind, int i, const Job& j, int m, size_t panels, int first_image, int images, int workers,
+               int previous) {
     const bool whole_pixels = j.out.channel != 1 || (kind == TaskKind::kConv && j.item.desc.residual);
     const Grid grid = choose_grid(m, whole_pixels ? 1 : static_cast<int>(panels), workers);
     const int phase = new_phase(), n = static_cast<int>(panels);
@@ -189,9 +202,11 @@ class Builder {
           t.item = i;
           t.image = first_image + image;
           t.slot = image;
-          t.pixels = {static_cast<int>(static_cast<int64_t>(m) * a / grid.m_parts), static_cast<int>(static_cast<int64_t>(m) * (a + 1) / grid.m_parts)};
+          t.pixels = {static_cast<int>(static_cast<int64_t>(m) * a / grid.m_parts),
+                      static_cast<int>(static_cast<int64_t>(m) * (a + 1) / grid.m_parts)};
           t.panels = {n * b / grid.n_parts, n * (b + 1) / grid.n_parts};
-          t.region = j.shape.out_h == 1 ? Region{0, 1, t.pixels.begin, t.pixels.end} : Region{t.pixels.begin, t.pixels.end, 0, j.shape.out_w};
+          t.region = j.shape.out_h == 1 ? Region{0, 1, t.pixels.begin, t.pixels.end}
+                                        : Region{t.pixels.begin, t.pixels.end, 0, j.shape.out_w};
           add(t, phase, previous);
           if (image > 0) continue;
           measure(i, j.plan, [&](const Job& job, Arena& arena) {
@@ -208,7 +223,8 @@ class Builder {
   }
 
   int add_pool(int i, const Job& j, int first_image, int images, int workers, int previous) {
-    const int n = static_cast<int>(chain_.items[i].stages[0].panels.size()), parts = std::min(workers, n), phase = new_phase();
+    const int n = static_cast<int>(chain_.items[i].stages[0].panels.size()), parts = std::min(workers, n),
+              phase = new_phase();
     for (int image = 0; image < images; ++image) {
       for (int p = 0; p < parts; ++p) {
         Task t{TaskKind::kPool};
@@ -227,7 +243,8 @@ class Builder {
   void add_linear(int i, int threads, int wait0, int wait1) {
     const PackedStage& stage = chain_.items[i].stages[0];
     const int n = static_cast<int>(stage.panels.size());
-    const int parts = std::min(n, std::max(useful_workers(list_.shapes[i].multiply_adds * in_.n, threads), std::min(2, list_.workers)));
+    const int parts = std::min(
+        n, std::max(useful_workers(list_.shapes[i].multiply_adds * in_.n, threads), std::min(2, list_.workers)));
     const int phase = new_phase();
     for (int p = 0; p < parts; ++p) {
       Task t{TaskKind::kLinear};
@@ -245,10 +262,15 @@ class Builder {
 
 }  // namespace
 
-InView dense_view(const float* data, int w, int channels) { return {data, static_cast<ptrdiff_t>(w) * channels, channels, 1}; }
-OutView dense_out(float* data, int w, int channels) { return {data, static_cast<ptrdiff_t>(w) * channels, channels, 1}; }
+InView dense_view(const float* data, int w, int channels) {
+  return {data, static_cast<ptrdiff_t>(w) * channels, channels, 1};
+}
+OutView dense_out(float* data, int w, int channels) {
+  return {data, static_cast<ptrdiff_t>(w) * channels, channels, 1};
+}
 
-Job make_job(const PackedChain& chain, const TaskList& list, int item, const ItemPlan& plan, const InView& in, const OutView& out) {
+Job make_job(const PackedChain& chain, const TaskList& list, int item, const ItemPlan& plan, const InView& in,
+             const OutView& out) {
   return Job{chain, chain.items[item], list.shapes[item], plan, in, out};
 }
 
@@ -269,13 +291,15 @@ TaskList make_tasks(const PackedChain& chain, const Input& in, const Output& out
   return list;
 }
 
-std::shared_ptr<const TaskList> TaskCache::get(const PackedChain& chain, const Input& in, const Output& out, int threads) {
+std::shared_ptr<const TaskList> TaskCache::get(const PackedChain& chain, const Input& in, const Output& out,
+                                               int threads) {
   const TaskKey key{in.n, in.h, in.w, threads, in.channel, in.row, in.pixel, out.channel};
   {
     std::lock_guard<std::mutex> lock(mutex_);
     for (size_t i = 0; i < lists_.size(); ++i) {
       if (lists_[i].first == key) {
-        std::rotate(lists_.begin(), lists_.begin() + static_cast<ptrdiff_t>(i), lists_.begin() + static_cast<ptrdiff_t>(i) + 1);
+        std::rotate(lists_.begin(), lists_.begin() + static_cast<ptrdiff_t>(i),
+                    lists_.begin() + static_cast<ptrdiff_t>(i) + 1);
         return lists_[0].second;
       }
     }

@@ -27,10 +27,10 @@ enum class TaskKind { kImage, kRows, kSeam, kHidden, kProject, kConv, kPool, kLi
 struct Task {
   TaskKind kind;
   int item = 0, image = 0;
-  int slot = 0;       // split images: which of the shared activation buffers
-  Region region{};    // rows, conv
-  Range pixels{};     // project, linear (images)
-  Range panels{};     // project, conv, pool, linear; hidden: channel blocks
+  int slot = 0;                      // split images: which of the shared activation buffers
+  Region region{};                   // rows, conv
+  Range pixels{};                    // project, linear (images)
+  Range panels{};                    // project, conv, pool, linear; hidden: channel blocks
   Range seam_above{}, seam_below{};  // rows: hidden rows made ahead; seam: the row
   size_t above = 0, below = 0;       // their place among the shared seam rows, in rows
   int phase = 0;
@@ -57,8 +57,8 @@ struct TaskKey {
   int n, h, w, threads;
   ptrdiff_t channel, row, pixel, out_channel;
   bool operator==(const TaskKey& o) const {
-    return n == o.n && h == o.h && w == o.w && threads == o.threads && channel == o.channel && row == o.row && pixel == o.pixel &&
-           out_channel == o.out_channel;
+    return n == o.n && h == o.h && w == o.w && threads == o.threads && channel == o.channel && row == o.row &&
+           pixel == o.pixel && out_channel == o.out_channel;
   }
 };
 
@@ -76,7 +76,8 @@ class TaskCache {
 };
 
 // The job of an item on one image, given where its activations lie (null while measuring).
-Job make_job(const PackedChain& chain, const TaskList& list, int item, const ItemPlan& plan, const InView& in, const OutView& out);
+Job make_job(const PackedChain& chain, const TaskList& list, int item, const ItemPlan& plan, const InView& in,
+             const OutView& out);
 InView dense_view(const float* data, int w, int channels);
 OutView dense_out(float* data, int w, int channels);
 

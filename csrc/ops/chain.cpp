@@ -14,10 +14,12 @@ Input checked_input(const Tensor& x, const ChainDesc& desc) {
   STD_TORCH_CHECK(x.dim() == 4, "x has shape ", shape_text(x), "; allowed: four dimensions (N, C, H, W)");
   STD_TORCH_CHECK(x.is_cpu(), "x is not on the CPU, where this kernel runs");
   STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float, "x must be float32");
-  STD_TORCH_CHECK(x.size(1) == desc.items.front().in(), "x has ", x.size(1), " channels (shape ", shape_text(x), "); this block takes ",
-                  desc.items.front().in());
-  for (int64_t d = 0; d < 4; ++d) STD_TORCH_CHECK(x.size(d) <= INT_MAX, "x has shape ", shape_text(x), "; sizes up to 2^31 - 1 are supported");
-  STD_TORCH_CHECK(x.size(2) * x.size(3) <= INT_MAX, "x has shape ", shape_text(x), "; images of up to 2^31 - 1 pixels are supported");
+  STD_TORCH_CHECK(x.size(1) == desc.items.front().in(), "x has ", x.size(1), " channels (shape ", shape_text(x),
+                  "); this block takes ", desc.items.front().in());
+  for (int64_t d = 0; d < 4; ++d)
+    STD_TORCH_CHECK(x.size(d) <= INT_MAX, "x has shape ", shape_text(x), "; sizes up to 2^31 - 1 are supported");
+  STD_TORCH_CHECK(x.size(2) * x.size(3) <= INT_MAX, "x has shape ", shape_text(x),
+                  "; images of up to 2^31 - 1 pixels are supported");
   Input in;
   in.data = static_cast<const float*>(x.const_data_ptr());
   in.n = static_cast<int>(x.size(0));
@@ -39,8 +41,8 @@ Tensor run_entry(const Entry& entry, const Tensor& x) {
   const Input in = checked_input(x, desc);
   const std::vector<ItemShape> placed = shapes(desc, in.h, in.w);
   for (const ItemShape& s : placed) {
-    STD_TORCH_CHECK(s.out_h > 0 && s.out_w > 0, "x has shape ", shape_text(x), ", too small: a stage of this chain would have an output of ", s.out_h,
-                    " x ", s.out_w, " pixels");
+    STD_TORCH_CHECK(s.out_h > 0 && s.out_w > 0, "x has shape ", shape_text(x),
+                    ", too small: a stage of this chain would have an output of ", s.out_h, " x ", s.out_w, " pixels");
   }
   const int64_t n = in.n, c = desc.items.back().out(), h = placed.back().out_h, w = placed.back().out_w;
   Output out;
@@ -52,7 +54,8 @@ Tensor run_entry(const Entry& entry, const Tensor& x) {
                                 nchw ? MemoryFormat::Contiguous : MemoryFormat::ChannelsLast);
   }();
   out.data = static_cast<float*>(y.mutable_data_ptr());
-  const bool flat = desc.flat_output(), planar = !flat && desc.follow_input && (x.is_contiguous() || !is_channels_last(x));
+  const bool flat = desc.flat_output(),
+             planar = !flat && desc.follow_input && (x.is_contiguous() || !is_channels_last(x));
   out.image = flat ? c : c * h * w;
   out.channel = planar ? h * w : 1;
   out.pixel = planar ? 1 : c;
@@ -66,8 +69,8 @@ Tensor run_entry(const Entry& entry, const Tensor& x) {
   return y;
 }
 
-Tensor chain(const Tensor& x, const std::vector<Tensor>& sources, const std::optional<Tensor>& slot, const std::vector<int64_t>& program,
-             const std::vector<double>& constants) {
+Tensor chain(const Tensor& x, const std::vector<Tensor>& sources, const std::optional<Tensor>& slot,
+             const std::vector<int64_t>& program, const std::vector<double>& constants) {
   return run_entry(*fresh_entry(sources, slot ? &*slot : nullptr, program, constants), x);
 }
 

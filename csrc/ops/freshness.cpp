@@ -12,8 +12,8 @@
 namespace mobilenet_ext {
 namespace {
 
-constexpr int64_t kSmall = 8;        // elements: compared by value
-constexpr size_t kSlotless = 64;     // entries kept for programs without a slot
+constexpr int64_t kSmall = 8;     // elements: compared by value
+constexpr size_t kSlotless = 64;  // entries kept for programs without a slot
 
 std::shared_mutex slot_mutex;
 std::unordered_map<int64_t, std::shared_ptr<const Entry>> slots;
@@ -71,8 +71,10 @@ bool unchanged(const Entry::Source& s, const Tensor& now) {
   }
 }
 
-bool matches(const Entry& e, const std::vector<Tensor>& sources, const std::vector<int64_t>& program, const std::vector<double>& constants) {
-  if (e.packed.header.isa != &active_isa() || e.program != program || e.constants != constants || e.sources.size() != sources.size()) {
+bool matches(const Entry& e, const std::vector<Tensor>& sources, const std::vector<int64_t>& program,
+             const std::vector<double>& constants) {
+  if (e.packed.header.isa != &active_isa() || e.program != program || e.constants != constants ||
+      e.sources.size() != sources.size()) {
     return false;
   }
   const uint64_t now = epoch.load(std::memory_order_acquire);
@@ -88,7 +90,8 @@ bool matches(const Entry& e, const std::vector<Tensor>& sources, const std::vect
   return true;
 }
 
-const char* const kSourceNames[] = {"weight", "conv_bias", "bn_weight", "bn_bias", "running_mean", "running_var", "num_batches_tracked"};
+const char* const kSourceNames[] = {"weight",       "conv_bias",   "bn_weight",          "bn_bias",
+                                    "running_mean", "running_var", "num_batches_tracked"};
 
 void check_source(const Tensor& t, const StageDesc& stage, int bit, bool linear) {
   const std::string name = kSourceNames[bit];
@@ -98,23 +101,26 @@ void check_source(const Tensor& t, const StageDesc& stage, int bit, bool linear)
   if (bit == 0) {
     const Geometry& g = stage.geometry;
     const int64_t in = stage.role == Role::kDepthwise ? 1 : stage.in;
-    const bool fits = linear ? t.dim() == 2 && t.size(0) == stage.out && t.size(1) == stage.in
-                             : t.dim() == 4 && t.size(0) == stage.out && t.size(1) == in && t.size(2) == g.kh && t.size(3) == g.kw;
+    const bool fits =
+        linear ? t.dim() == 2 && t.size(0) == stage.out && t.size(1) == stage.in
+               : t.dim() == 4 && t.size(0) == stage.out && t.size(1) == in && t.size(2) == g.kh && t.size(3) == g.kw;
     STD_TORCH_CHECK(fits, "sources: weight has shape ", shape_text(t), "; this stage needs (", stage.out, ", ", in,
                     linear ? std::string(")") : ", " + std::to_string(g.kh) + ", " + std::to_string(g.kw) + ")");
   } else {
-    STD_TORCH_CHECK(t.dim() == 1 && t.size(0) == stage.out, "sources: ", name, " has shape ", shape_text(t), "; this stage needs (", stage.out, ",)");
+    STD_TORCH_CHECK(t.dim() == 1 && t.size(0) == stage.out, "sources: ", name, " has shape ", shape_text(t),
+                    "; this stage needs (", stage.out, ",)");
   }
 }
 
-std::shared_ptr<const Entry> make_entry(const std::vector<Tensor>& sources, const std::vector<int64_t>& program, const std::vector<double>& constants) {
+std::shared_ptr<const Entry> make_entry(const std::vector<Tensor>& sources, const std::vector<int64_t>& program,
+                                        const std::vector<double>& constants) {
   auto entry = std::make_shared<Entry>();
   entry->program = program;
   entry->constants = constants;
   entry->epoch.store(epoch.load(std::memory_order_acquire));
   const ChainDesc desc = decode(program, constants);
-  STD_TORCH_CHECK(static_cast<int>(sources.size()) == desc.source_count(), "sources has ", sources.size(), " tensors; this program needs ",
-                  desc.source_count());
+  STD_TORCH_CHECK(static_cast<int>(sources.size()) == desc.source_count(), "sources has ", sources.size(),
+                  " tensors; this program needs ", desc.source_count());
   std::vector<SourceView> views;
   std::vector<Tensor> dense;  // keeps copies of strided vectors alive while packing
   size_t i = 0;
@@ -156,8 +162,8 @@ std::shared_ptr<const Entry> make_entry(const std::vector<Tensor>& sources, cons
 
 }  // namespace
 
-std::shared_ptr<const Entry> fresh_entry(const std::vector<Tensor>& sources, const Tensor* slot, const std::vector<int64_t>& program,
-                                         const std::vector<double>& constants) {
+std::shared_ptr<const Entry> fresh_entry(const std::vector<Tensor>& sources, const Tensor* slot,
+                                         const std::vector<int64_t>& program, const std::vector<double>& constants) {
   if (slot) {
     STD_TORCH_CHECK(slot->is_cpu() && slot->numel() == 1 && slot->scalar_type() == torch::headeronly::ScalarType::Long,
                     "slot must be a 0-d int64 tensor on the CPU");

@@ -1,5 +1,5 @@
-// Chains on every instruction set against float64: shapes at every vector boundary, strides, kernels, pads, layouts; the
-// same bits on every vector ISA, at every thread count and batch position; every element written; NaN kept.
+// Chains on every instruction set against float64: shapes at every vector boundary, strides, kernels, pads, layouts;
+// the same bits on every vector ISA, at every thread count and batch position; every element written; NaN kept.
 #include <cstring>
 #include <thread>
 
@@ -104,7 +104,8 @@ Result run(const Case& c, const Data& d, const IsaTable& isa, int threads, const
   if (r.c == 1) out.channel = 1;
   TaskCache cache;
   run_chain(packed, cache, d.input, out, threads, parallel);
-  for (size_t i = image * c.n; i < raw.size(); ++i) CHECK_MESSAGE(std::isnan(raw[i]), c.name + ": wrote past the output");
+  for (size_t i = image * c.n; i < raw.size(); ++i)
+    CHECK_MESSAGE(std::isnan(raw[i]), c.name + ": wrote past the output");
   for (int n = 0; n < c.n; ++n) {
     for (int ch = 0; ch < r.c; ++ch) {
       for (size_t p = 0; p < pixels; ++p) r.v.push_back(raw[n * image + ch * out.channel + p * out.pixel]);
@@ -146,7 +147,8 @@ ItemDesc inverted(int in, int hidden, int out, Geometry g, bool residual) {
 
 std::vector<Case> cases() {
   std::vector<Case> list;
-  auto add = [&](std::string name, std::vector<ItemDesc> items, int n, int h, int w, Layout layout = Layout::kNhwc, bool follow = true) {
+  auto add = [&](std::string name, std::vector<ItemDesc> items, int n, int h, int w, Layout layout = Layout::kNhwc,
+                 bool follow = true) {
     Case c;
     c.name = std::move(name);
     c.chain.items = std::move(items);
@@ -162,12 +164,14 @@ std::vector<Case> cases() {
   int turn = 0;
   for (int out : {1, 3, 4, 5, 7, 8, 9, 12, 15, 16, 17, 23, 24, 25, 31, 32, 33, 40, 47, 48, 49, 63, 64, 65, 96, 144}) {
     for (int in : {1, 5, 16}) {
-      add("pointwise " + std::to_string(in) + "->" + std::to_string(out), {item({stage(Role::kExpand, in, out, {}, static_cast<Activation>(turn % 3))})},
-          1 + turn % 2, 3, 5, layouts[turn % 3]);
+      add("pointwise " + std::to_string(in) + "->" + std::to_string(out),
+          {item({stage(Role::kExpand, in, out, {}, static_cast<Activation>(turn % 3))})}, 1 + turn % 2, 3, 5,
+          layouts[turn % 3]);
       ++turn;
     }
   }
-  for (int pixels : {1, 2, 3, 6, 7, 8, 9, 13, 14, 15, 27, 28, 29}) add("pixels " + std::to_string(pixels), {item({stage(Role::kExpand, 9, 33, {})})}, 1, 1, pixels);
+  for (int pixels : {1, 2, 3, 6, 7, 8, 9, 13, 14, 15, 27, 28, 29})
+    add("pixels " + std::to_string(pixels), {item({stage(Role::kExpand, 9, 33, {})})}, 1, 1, pixels);
   // Depthwise: kernels, strides, dilations, pads, odd sizes, channels off the vector.
   turn = 0;
   for (int k : {1, 2, 3, 4, 5, 7}) {
@@ -179,14 +183,17 @@ std::vector<Case> cases() {
           if (turn % 5 == 2) g.top += 1, g.right += 2, g.left = 0;
           g.kh = turn % 7 == 3 ? k + 1 : k;
           const int h = 9 + turn % 4, w = 11 + turn % 5;
-          add("depthwise k" + std::to_string(k) + " s" + std::to_string(stride) + " d" + std::to_string(dilation) + " c" + std::to_string(channels),
-              {item({stage(Role::kDepthwise, channels, channels, g, static_cast<Activation>(turn % 3))}, false)}, 1 + turn % 2, h, w, layouts[turn % 3]);
+          add("depthwise k" + std::to_string(k) + " s" + std::to_string(stride) + " d" + std::to_string(dilation) +
+                  " c" + std::to_string(channels),
+              {item({stage(Role::kDepthwise, channels, channels, g, static_cast<Activation>(turn % 3))}, false)},
+              1 + turn % 2, h, w, layouts[turn % 3]);
           ++turn;
         }
       }
     }
   }
-  for (int w : {1, 2, 3, 4, 7, 8, 9, 13, 14, 15, 16, 17, 29}) add("depthwise width " + std::to_string(w), {item({stage(Role::kDepthwise, 16, 16, square(3))}, true)}, 1, 4, w);
+  for (int w : {1, 2, 3, 4, 7, 8, 9, 13, 14, 15, 16, 17, 29})
+    add("depthwise width " + std::to_string(w), {item({stage(Role::kDepthwise, 16, 16, square(3))}, true)}, 1, 4, w);
   // Dense stems from both layouts, with pads of every kind.
   turn = 0;
   for (int k : {2, 3, 5}) {
@@ -194,7 +201,8 @@ std::vector<Case> cases() {
       for (int out : {8, 32, 35}) {
         Geometry g = square(k, stride, turn % 4 == 3 ? 2 : 1);
         if (turn % 2) g.same = true;
-        add("dense k" + std::to_string(k) + " s" + std::to_string(stride), {item({stage(Role::kExpand, 3, out, g)})}, 2, 10, 13, layouts[turn % 3]);
+        add("dense k" + std::to_string(k) + " s" + std::to_string(stride), {item({stage(Role::kExpand, 3, out, g)})}, 2,
+            10, 13, layouts[turn % 3]);
         ++turn;
       }
     }
@@ -202,16 +210,19 @@ std::vector<Case> cases() {
   Geometry strided;
   strided.sh = strided.sw = 2;
   add("pointwise stride 2", {item({stage(Role::kExpand, 6, 20, strided)})}, 2, 7, 9);
-  add("pointwise residual", {item({stage(Role::kExpand, 20, 20, {}, Activation::kNone)}, true)}, 2, 5, 6, Layout::kNchw);
+  add("pointwise residual", {item({stage(Role::kExpand, 20, 20, {}, Activation::kNone)}, true)}, 2, 5, 6,
+      Layout::kNchw);
   // Whole blocks: odd sizes, 1x1 images, residuals, both strides, channels off the vector, no expand, 5x5, dilation.
   turn = 0;
   for (int h : {1, 2, 3, 7, 14, 15, 30}) {
     for (int stride : {1, 2}) {
-      const int in = 8 + turn % 5, hidden = turn % 4 == 0 ? in : in * 6 - turn % 3, out = stride == 1 && turn % 2 == 0 ? in : 24 + turn % 3;
+      const int in = 8 + turn % 5, hidden = turn % 4 == 0 ? in : in * 6 - turn % 3,
+                out = stride == 1 && turn % 2 == 0 ? in : 24 + turn % 3;
       Geometry g = square(turn % 3 == 2 ? 5 : 3, stride, turn % 6 == 5 ? 2 : 1);
       if (turn % 4 == 1) g.same = true;
-      add("block " + std::to_string(h) + " s" + std::to_string(stride), {inverted(in, hidden, out, g, stride == 1 && in == out)}, 1 + turn % 3, h, h + turn % 2,
-          layouts[turn % 3], turn % 2);
+      add("block " + std::to_string(h) + " s" + std::to_string(stride),
+          {inverted(in, hidden, out, g, stride == 1 && in == out)}, 1 + turn % 3, h, h + turn % 2, layouts[turn % 3],
+          turn % 2);
       ++turn;
     }
   }
@@ -228,8 +239,9 @@ std::vector<Case> cases() {
   linear.stages.push_back(stage(Role::kExpand, 40, 37, {}, Activation::kNone));
   linear.stages[0].sources = kWeight | kConvBias;
   for (int n : {1, 2, 3, 5, 16}) {
-    add("network batch " + std::to_string(n), {stem, inverted(16, 96, 24, square(3, 2), false), inverted(24, 144, 24, square(3), true), head, linear}, n, 33, 33,
-        layouts[n % 2]);
+    add("network batch " + std::to_string(n),
+        {stem, inverted(16, 96, 24, square(3, 2), false), inverted(24, 144, 24, square(3), true), head, linear}, n, 33,
+        33, layouts[n % 2]);
   }
   return list;
 }
@@ -256,7 +268,8 @@ void check_isas() {
     for (int threads : {2, 3, 16}) {
       for (const Parallel& parallel : {threaded, serial}) {
         const Result r = run(c, d, active_isa(), threads, parallel);
-        CHECK_MESSAGE(std::memcmp(first->v.data(), r.v.data(), r.v.size() * sizeof(float)) == 0, c.name + ": threads " + std::to_string(threads));
+        CHECK_MESSAGE(std::memcmp(first->v.data(), r.v.data(), r.v.size() * sizeof(float)) == 0,
+                      c.name + ": threads " + std::to_string(threads));
       }
     }
   }
@@ -286,15 +299,18 @@ void check_splits() {
     compare(c, d, alone, active_isa().name);
     for (int threads : {2, 3, 5, 16}) {
       const Result r = run(c, d, active_isa(), threads, threaded);
-      CHECK_MESSAGE(std::memcmp(alone.v.data(), r.v.data(), r.v.size() * sizeof(float)) == 0, "split over " + std::to_string(threads));
+      CHECK_MESSAGE(std::memcmp(alone.v.data(), r.v.data(), r.v.size() * sizeof(float)) == 0,
+                    "split over " + std::to_string(threads));
     }
     // The same image at every place of a batch that leaves a remainder.
     Case batch = c;
     batch.n = 5;
     Data repeated = make_data(batch, 7);
-    for (int n = 0; n < 5; ++n) std::copy_n(d.storage.data(), d.input.image, repeated.storage.data() + n * repeated.input.image);
+    for (int n = 0; n < 5; ++n)
+      std::copy_n(d.storage.data(), d.input.image, repeated.storage.data() + n * repeated.input.image);
     const Result r = run(batch, repeated, active_isa(), 3, threaded);
-    for (int n = 0; n < 5; ++n) CHECK(std::memcmp(alone.v.data(), r.v.data() + n * alone.v.size(), alone.v.size() * sizeof(float)) == 0);
+    for (int n = 0; n < 5; ++n)
+      CHECK(std::memcmp(alone.v.data(), r.v.data() + n * alone.v.size(), alone.v.size() * sizeof(float)) == 0);
   }
 }
 

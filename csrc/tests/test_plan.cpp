@@ -11,7 +11,8 @@ namespace {
 PackedChain block(int in, int hidden, int out, int stride) {
   ChainDesc chain;
   ItemDesc item;
-  item.stages = {stage(Role::kExpand, in, hidden, {}), stage(Role::kDepthwise, hidden, hidden, square(3, stride)), stage(Role::kProject, hidden, out, {})};
+  item.stages = {stage(Role::kExpand, in, hidden, {}), stage(Role::kDepthwise, hidden, hidden, square(3, stride)),
+                 stage(Role::kProject, hidden, out, {})};
   chain.items.push_back(item);
   return lay_out(chain, active_isa());
 }
@@ -24,7 +25,8 @@ int main() {
   const ItemShape at14 = shapes(narrow.desc, 14, 14)[0], wide = shapes(narrow.desc, 14, 2000)[0];
   CHECK(plan_item(narrow.items[0], at14, active_isa(), big, 1).column_parts == 1);
   CHECK(plan_item(narrow.items[0], at14, active_isa(), big, 1).rows_per_step == 2);
-  const ItemPlan parts = plan_item(narrow.items[0], wide, active_isa(), big, 1), more = plan_item(narrow.items[0], wide, active_isa(), small, 1);
+  const ItemPlan parts = plan_item(narrow.items[0], wide, active_isa(), big, 1),
+                 more = plan_item(narrow.items[0], wide, active_isa(), small, 1);
   CHECK(parts.column_parts > 1 && more.column_parts > parts.column_parts && parts.rows_per_step == 1);
   // Few rows per worker: split hidden channels instead.
   CHECK(plan_item(narrow.items[0], at14, active_isa(), big, 2).split == Split::kRows);
@@ -45,7 +47,8 @@ int main() {
       CHECK(covered == n);
       int blocks = 0;
       for (const Panel& p : choose_panels(*isa.table, n, true)) {
-        CHECK(p.first % isa.table->vector == 0 && p.kind->width % isa.table->vector == 0 && p.kind->vector == isa.table->vector);
+        CHECK(p.first % isa.table->vector == 0 && p.kind->width % isa.table->vector == 0 &&
+              p.kind->vector == isa.table->vector);
         blocks += p.kind->width;
       }
       CHECK(blocks == (n + isa.table->vector - 1) / isa.table->vector * isa.table->vector);

@@ -8,12 +8,12 @@ namespace {
 
 // One inverted residual 8 -> 48 -> 8, then a pool and a linear layer.
 std::vector<int64_t> good() {
-  return {1, 0, 3,                                                        //
-          1, 1, 3,                                                        // block, residual, three stages
-          0, 8, 48, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 2, 61 + 64,          //
-          1, 48, 48, 3, 3, 1, 1, 1, 1, 1, 0, 0, 0, 0, 2, 61,              //
-          2, 48, 8, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 61,               //
-          1, 2, 1, 0, 8, 16, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 2, 1,       // block, pool
+  return {1, 0,  3,                                                          //
+          1, 1,  3,                                                          // block, residual, three stages
+          0, 8,  48, 1, 1, 1,  1, 1, 1, 0, 0, 0, 0, 0, 2, 61 + 64,           //
+          1, 48, 48, 3, 3, 1,  1, 1, 1, 1, 0, 0, 0, 0, 2, 61,                //
+          2, 48, 8,  1, 1, 1,  1, 1, 1, 0, 0, 0, 0, 0, 0, 61,                //
+          1, 2,  1,  0, 8, 16, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0,       0, 2, 1,  // block, pool
           2, 16, 10, 3};
 }
 const std::vector<double> eps = {1e-5, 1e-5, 1e-5, 0, 0};
@@ -22,7 +22,8 @@ const std::vector<double> eps = {1e-5, 1e-5, 1e-5, 0, 0};
 
 int main() {
   const ChainDesc chain = decode(good(), eps);
-  CHECK(chain.items.size() == 3 && chain.items[0].stages.size() == 3 && chain.items[0].residual && chain.items[1].pool && chain.items[2].linear);
+  CHECK(chain.items.size() == 3 && chain.items[0].stages.size() == 3 && chain.items[0].residual &&
+        chain.items[1].pool && chain.items[2].linear);
   CHECK(chain.source_count() == 6 + 5 + 5 + 1 + 2);
   CHECK(chain.items[0].stages[1].geometry.same && chain.items[0].stages[1].activation == Activation::kRelu6);
   CHECK(chain.flat_output());

@@ -17,8 +17,17 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.compiler import is_compiling, is_exporting
 
-from mobilenet_ext import _C
-from mobilenet_ext.freshness import Slot, SourceWatch, Stamp, hidden_change, is_fresh, take_stamp, watch_optimizers
+from mobilenet_ext._library import native
+from mobilenet_ext.freshness import (
+    Slot,
+    SourceWatch,
+    Stamp,
+    current_epoch,
+    hidden_change,
+    is_fresh,
+    take_stamp,
+    watch_optimizers,
+)
 from mobilenet_ext.modules.structure import Snapshot, Structure, global_hook_reason, mode_reason, plain_class
 from mobilenet_ext.spec import BlockSpec, encode
 
@@ -37,7 +46,7 @@ _AUTOCAST_INPUTS = frozenset({torch.float32, torch.bfloat16, torch.float16})
 
 
 class Switch:
-    """The process-wide off switch behind ``disabled()`` and ``MOBILENET_EXT_DISABLE=1``; counts how deep it is nested."""
+    """The process-wide off switch of ``disabled()`` and ``MOBILENET_EXT_DISABLE=1``; counts how deep it is nested."""
 
     __slots__ = ("depth", "lock")
 
@@ -70,6 +79,29 @@ def _decode_key(key: str) -> tuple[list[int], list[float]]:
     return [int(code) for code in program.split()], [float(number) for number in constants.split()]
 
 
+def _is_supported(tensor: Tensor) -> bool:
+    """Whether the kernels take ``tensor`` as a source; integers are BatchNorm's batch counts."""
+    return (
+        type(tensor) in _PLAIN_TENSORS
+        and tensor.is_cpu
+        and tensor.layout is torch.strided
+        and (tensor.dtype is torch.float32 or not tensor.is_floating_point())
+    )
+
+
+class Bound:
+    """What a chain knows about the module objects of one instance; ``holds`` is the snapshot's verdict in ``epoch``."""
+
+    __slots__ = ("epoch", "holds", "structure", "watch")
+
+    watch: SourceWatch
+
+    def __init__(self, structure: Structure) -> None:
+        self.structure = structure
+        self.epoch: object = None
+        self.holds = False
+
+
 class FusedChain:
     """The state that turns the modules of a ``Match`` into one operator call.
 
@@ -89,9 +121,11 @@ class FusedChain:
         # One string, so that a compiled graph guards on one value instead of on every number of the program.
         self.key = _program_key(self.match, "follow_input" if follow_input else "channels_last")
         self.program, self.constants = _decode_key(self.key)
-        self.in_channels = self.match.chain[0].in_channels
+        first = self.match.chain[0]
+        self.in_channels = first.in_channels if isinstance(first, BlockSpec) else first.in_features
         items = [item for item in self.match.chain if isinstance(item, BlockSpec)]
         self._only_residual = len(items) == len(self.match.chain) and all(item.residual for item in items)
+        self._source_names = [source.name for source in self.match.sources]
         self._skipped_classes = tuple(self.snapshot.classes())
 
     def _reset(self) -> None:
@@ -101,8 +135,7 @@ class FusedChain:
         # made in Python would not notice; so it packs into a slot of its own.
         self.graph_slot = Slot()
         self.stamp: Stamp | None = None
-        self.structure: Structure | None = None
-        self.watch: SourceWatch | None = None
+        self.bound: Bound | None = None
         self.last_shape: tuple[int, ...] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -139,17 +172,18 @@ class FusedChain:
     def _source_reason(self, module: nn.Module) -> str | None:
         for source in self.match.sources:
             owner = module.get_submodule(source.path)
-            tensor = owner._parameters.get(source.name)
-            tensor = owner._buffers.get(source.name) if tensor is None else tensor
+            tensor: Tensor | None = owner._parameters.get(source.name)
+            if tensor is None:
+                tensor = owner._buffers.get(source.name)
             where = f"{source.path}.{source.name}".lstrip(".")
             if tensor is None:
                 return f"{where} is neither a parameter nor a buffer any more"
-            if type(tensor) not in _PLAIN_TENSORS:
-                return f"{where} is a {type(tensor).__name__}"
-            if tensor.device.type != "cpu" or tensor.layout is not torch.strided:
-                return f"{where} is on {tensor.device} with layout {tensor.layout}; kernels exist for dense CPU tensors"
-            if tensor.is_floating_point() and tensor.dtype is not torch.float32:
-                return f"{where} is {tensor.dtype}; kernels exist for torch.float32"
+            if not _is_supported(tensor):
+                kind = type(tensor).__name__
+                return (
+                    f"{where} is a {kind} of {tensor.dtype} and {tensor.layout} on {tensor.device}; "
+                    "kernels exist for dense float32 tensors on the CPU"
+                )
         return None
 
     def run(self, module: nn.Module, x: Any) -> Tensor | None:
@@ -183,17 +217,19 @@ class FusedChain:
 
     def _run_eager(self, module: nn.Module, x: Tensor) -> Tensor | None:
         stamp = self.stamp
-        if self.frozen and stamp is not None:
+        if stamp is None:
+            return self._run_checked(module, x)
+        if self.frozen:
             tensors = stamp.tensors
         else:
-            structure, watch = self.structure, self.watch
-            if structure is None or watch is None or not structure.unchanged(module):
+            bound = self.bound
+            if bound is None or not bound.structure.is_that_of(module) or not bound.structure.may_run(module):
                 return self._run_checked(module, x)
             try:
-                tensors = watch.current()
+                tensors = bound.watch.current()
             except KeyError:
                 return self._run_checked(module, x)
-            if stamp is None or not is_fresh(stamp, tensors):
+            if not is_fresh(stamp, tensors):
                 return self._run_checked(module, x)
         if _is_grad_enabled() and (x.requires_grad or any(map(_requires_grad, tensors))):
             return _ops.chain_grad.default(x, tensors, self.slot.tensor, self.program, self.constants)
@@ -206,22 +242,42 @@ class FusedChain:
     def _run_checked(self, module: nn.Module, x: Tensor) -> Tensor | None:
         """Inspect everything, then pass all sources, which repacks what is stale."""
         previous, self.stamp = self.stamp, None
-        if self.reason(module) is not None:
+        tensors = self._inspect(module)
+        if tensors is None:
             return None
-        match = self.match
-        self.structure = Structure(module, match.skipped, match.norms, match.identities)
-        names = [source.name for source in match.sources]
-        self.watch = SourceWatch([module.get_submodule(source.path) for source in match.sources], names)
-        tensors = self.watch.current()
         # The stamp comes before the call: an edit made meanwhile is then seen by the next call.
         stamp = take_stamp(tensors)
         if previous is None or hidden_change(previous, stamp):
-            _C.bump_epoch()
+            native.bump_epoch()
         grad = _is_grad_enabled() and (x.requires_grad or any(map(_requires_grad, tensors)))
         op = _ops.chain_grad.default if grad else _ops.chain.default
         y = op(x, tensors, self.slot.tensor, self.program, self.constants)
         self.stamp = stamp
         return y
+
+    def _inspect(self, module: nn.Module) -> list[Tensor] | None:
+        """The sources if the fused path may run, else None; the same verdict as :meth:`reason`, without words."""
+        bound = self.bound
+        if bound is None or not bound.structure.is_that_of(module):
+            match = self.match
+            try:
+                structure = Structure(module, match.skipped, match.norms, match.identities)
+            except (AttributeError, KeyError):  # a part is gone, or is no BatchNorm any more
+                return None
+            bound = self.bound = Bound(structure)
+        if not bound.structure.may_run(module):
+            return None
+        epoch = current_epoch()
+        if bound.epoch is not epoch:
+            bound.holds, bound.epoch = self.snapshot.holds((module, *bound.structure.modules)), epoch
+        if not bound.holds:
+            return None
+        try:
+            bound.watch = SourceWatch([module.get_submodule(s.path) for s in self.match.sources], self._source_names)
+        except KeyError:
+            return None
+        tensors = bound.watch.current()
+        return tensors if all(map(_is_supported, tensors)) else None
 
     def _run_traced(self, module: nn.Module, x: Any) -> Tensor | None:
         """The form for torch.compile and torch.export: no look at sizes, versions or addresses.
@@ -243,9 +299,9 @@ class FusedChain:
                 return None
             if part._backward_hooks or part._backward_pre_hooks:
                 return None
-        sources = [getattr(lookup(module, source.path), source.name, None) for source in self.match.sources]
+        sources: list[Any] = [getattr(lookup(module, source.path), source.name, None) for source in self.match.sources]
         for tensor in sources:
-            if tensor is None or tensor.is_floating_point() and tensor.dtype != torch.float32:
+            if tensor is None or (tensor.is_floating_point() and tensor.dtype != torch.float32):
                 return None
         dtype = None
         if torch.is_autocast_enabled("cpu"):
@@ -257,7 +313,7 @@ class FusedChain:
             return None
         program, constants = _decode_key(self.key)
         slot = None if is_exporting() else self.graph_slot.tensor
-        grad = torch.is_grad_enabled() and (x.requires_grad or any([t.requires_grad for t in sources]))
+        grad = torch.is_grad_enabled() and (x.requires_grad or any(t.requires_grad for t in sources))
         op = _ops.chain_grad.default if grad else _ops.chain.default
         y = op(x, sources, slot, program, constants)
         return y if dtype is None else y.to(dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from torch import nn
@@ -14,30 +15,31 @@ from mobilenet_ext.modules.runs import find_runs, forward_runs
 from mobilenet_ext.modules.structure import STATE
 
 _Fused = TypeVar("_Fused", bound=FusedModule)
+_Read = TypeVar("_Read")
 _ACTIVATIONS = {"none": nn.Identity, "relu": nn.ReLU, "relu6": nn.ReLU6}
+
+
+def _as_plain(module: FusedModule, read: Callable[[nn.Module], _Read]) -> _Read:
+    """``read(module)`` while it has its plain class: matchers read plain classes."""
+    cls: Any = type(module)
+    module.__class__ = cls._plain_class
+    try:
+        return read(module)
+    finally:
+        module.__class__ = cls
 
 
 def _attach(module: FusedModule) -> None:
     """Give a module under construction its chain; ValueError when no kernel covers its settings."""
-    cls = type(module)
-    module.__class__ = cls._plain_class  # matchers read plain classes
-    try:
-        match = match_module(module)
-    finally:
-        module.__class__ = cls
+    match = _as_plain(module, match_module)
     if not isinstance(match, Match):
         reason = "no matcher knows it" if match is None else match.reason
-        raise ValueError(f"{cls.__name__} cannot run fused: {reason}")
+        raise ValueError(f"{type(module).__name__} cannot run fused: {reason}")
     object.__setattr__(module, STATE, FusedChain(module, match))
 
 
-def _attach_runs(module: FusedSequential) -> None:
-    cls = type(module)
-    module.__class__ = nn.Sequential  # type: ignore[assignment]
-    try:
-        runs = find_runs(module)
-    finally:
-        module.__class__ = cls  # type: ignore[assignment]
+def _attach_runs(module: FusedModule) -> None:
+    runs = _as_plain(module, find_runs)
     if runs is not None:
         object.__setattr__(module, STATE, runs)
 
@@ -157,7 +159,7 @@ class FusedSequential(FusedModule, nn.Sequential):
 
     _plain_class = nn.Sequential
     _method = RUNS
-    forward = forward_runs
+    forward = forward_runs  # type: ignore[assignment]
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)

@@ -7,13 +7,11 @@ subclass of the class it had, and one attribute holds the fused chain.
 from __future__ import annotations
 
 import copy
-import copyreg
 import functools
 import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
 
 from mobilenet_ext.freshness import bump_epoch
@@ -23,6 +21,7 @@ from mobilenet_ext.modules.runs import Runs, forward_runs
 from mobilenet_ext.modules.structure import STATE
 
 _Module = TypeVar("_Module", bound=nn.Module)
+_Fused = TypeVar("_Fused", bound="FusedModule")
 PlainClass = type[nn.Module]
 RUNS = "runs"  # in place of a method's name: the Sequential whose runs are fused
 
@@ -58,7 +57,7 @@ class FusedModule(nn.Module):
     def __reduce_ex__(self, protocol: Any) -> Any:
         reduced = super().__reduce_ex__(protocol)
         made_here = "_method" in vars(type(self)) and type(self).__module__ == __name__
-        if made_here and isinstance(reduced, tuple) and reduced[:2] == (copyreg.__newobj__, (type(self),)):
+        if made_here and isinstance(reduced, tuple) and reduced[1] == (type(self),):
             return (_new_instance, (self._plain_class, self._method), *reduced[2:])
         return reduced
 
@@ -94,16 +93,16 @@ def fused_method(plain: PlainClass, name: str = "forward") -> Callable[..., Any]
     return method
 
 
-_classes: dict[tuple[PlainClass, str], type[nn.Module]] = {}
+_classes: dict[tuple[PlainClass, str], type[FusedModule]] = {}
 
 
-def register_fused_class(cls: type[nn.Module]) -> type[nn.Module]:
+def register_fused_class(cls: type[_Fused]) -> type[_Fused]:
     """Class decorator: use ``cls`` for modules whose plain class is ``cls._plain_class``."""
-    _classes[cls._plain_class, cls._method] = cls  # type: ignore[attr-defined]
+    _classes[cls._plain_class, cls._method] = cls
     return cls
 
 
-def fused_class(plain: PlainClass, method: str = "forward") -> type[nn.Module]:
+def fused_class(plain: PlainClass, method: str = "forward") -> type[FusedModule]:
     """The fused subclass of ``plain``, made once; ``method`` is the one that the chain replaces, or ``RUNS``."""
     cls = _classes.get((plain, method))
     if cls is None:
@@ -137,7 +136,7 @@ def swap_out(module: nn.Module) -> None:
     if isinstance(module, FusedModule):
         plain = module._plain_class
         if _classes.get((plain, module._method)) is type(module):
-            module.__class__ = plain
+            module.__class__ = plain  # type: ignore[assignment]
         vars(module).pop(STATE, None)
 
 

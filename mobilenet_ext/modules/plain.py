@@ -1,4 +1,4 @@
-"""What happens around the plain modules when a fused path does not run: strides as promised, and distrust after training."""
+"""What is done after the plain modules ran in place of a chain: strides as promised, distrust after training."""
 
 from __future__ import annotations
 

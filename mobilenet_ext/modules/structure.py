@@ -1,8 +1,8 @@
 """What a fused path relies on in the modules that it does not call, and why it may not run.
 
 A fused chain skips its inner modules.  That is right only while they are what they were when they were matched: same
-classes, same settings, no hooks, BatchNorm in eval mode.  ``Structure.unchanged`` is the check of every eager call,
-``Snapshot.reason`` the slow one that finds the words.
+classes, same settings, no hooks, BatchNorm in eval mode.  ``Structure`` has the checks of every eager call,
+``Snapshot`` the slow ones and the words.
 """
 
 from __future__ import annotations
@@ -67,6 +67,16 @@ class Snapshot:
     def __init__(self, module: nn.Module, skipped: Iterable[str]) -> None:
         self._settings = {path: _settings(module.get_submodule(path)) for path in ("", *skipped)}
 
+    def holds(self, parts: Iterable[nn.Module]) -> bool:
+        """Whether nothing has changed since; ``parts`` are the modules of the snapshot's paths, in their order."""
+        for part, expected in zip(parts, self._settings.values(), strict=True):
+            now = vars(part)
+            if plain_class(part) is not expected[_CLASS] or tuple(part._modules) != expected[_CHILDREN]:
+                return False
+            if "forward" in now or not all(now.get(name, value) == value for name, value in expected.items()):
+                return False
+        return True
+
     def classes(self) -> Iterator[tuple[str, type[nn.Module]]]:
         """Every skipped path with its class."""
         return ((path, found[_CLASS]) for path, found in self._settings.items() if path)
@@ -129,7 +139,7 @@ def global_hook_reason() -> str | None:
 
 
 class Structure:
-    """The fast form of the check, bound to the very module objects of one instance."""
+    """The checks of every eager call, bound to the very module objects of one instance; their loops run in C."""
 
     __slots__ = (
         "_child_dicts",
@@ -138,22 +148,25 @@ class Structure:
         "_hooks",
         "_identities",
         "_lengths",
-        "_modules",
         "_needs_eval",
         "_norm_states",
         "_norms",
         "_root_children",
         "_types",
+        "modules",
     )
 
-    def __init__(self, module: nn.Module, skipped: Iterable[str], norms: Iterable[str], identities: Collection[str]) -> None:
-        self._modules = [module.get_submodule(path) for path in skipped]
-        self._types = list(map(type, self._modules))
-        self._dicts = list(map(vars, self._modules))
+    def __init__(
+        self, module: nn.Module, skipped: Iterable[str], norms: Iterable[str], identities: Collection[str]
+    ) -> None:
+        """AttributeError when one of the submodules is gone."""
+        self.modules = [module.get_submodule(path) for path in skipped]
+        self._types = list(map(type, self.modules))
+        self._dicts = list(map(vars, self.modules))
         self._lengths = list(map(len, self._dicts))
-        self._hooks = [*_GLOBAL_HOOKS, *(vars(part)[name] for part in self._modules for name in _HOOKS)]
+        self._hooks = [*_GLOBAL_HOOKS, *(vars(part)[name] for part in self.modules for name in _HOOKS)]
         self._root_children = module._modules
-        self._child_dicts = [part._modules for part in (module, *self._modules) if part._modules]
+        self._child_dicts = [part._modules for part in (module, *self.modules) if part._modules]
         self._children = list(concat.from_iterable(map(dict.values, self._child_dicts)))
         self._norms = [vars(module.get_submodule(path)) for path in norms]
         self._norm_states = [(False, norm["eps"]) for norm in self._norms]
@@ -161,15 +174,20 @@ class Structure:
         self._identities = [vars(module.get_submodule(path)) for path in identities if path]
         self._needs_eval = "" in identities
 
-    def unchanged(self, module: nn.Module) -> bool:
-        """Whether the fused path may run; about a microsecond for a block, because the loops run in C."""
+    def is_that_of(self, module: nn.Module) -> bool:
+        """Whether ``module`` still consists of the objects that this is bound to, each with its class and attributes."""
         return (
             module._modules is self._root_children
-            and not (self._needs_eval and module.training)
-            and not any(self._hooks)
-            and list(map(_norm_state, self._norms)) == self._norm_states
-            and not any(map(_training, self._identities))
-            and list(map(type, self._modules)) == self._types
+            and list(map(type, self.modules)) == self._types
             and list(map(len, self._dicts)) == self._lengths
             and list(concat.from_iterable(map(dict.values, self._child_dicts))) == self._children
+        )
+
+    def may_run(self, module: nn.Module) -> bool:
+        """Whether no hook sits on a skipped module and each is in the mode that the fused path stands for."""
+        return (
+            not any(self._hooks)
+            and list(map(_norm_state, self._norms)) == self._norm_states
+            and not any(map(_training, self._identities))
+            and not (self._needs_eval and module.training)
         )

@@ -1,0 +1,179 @@
+"""The demonstration: a real network with its real weights classifies real photographs, plain and fused.
+
+Needs the packages of the extra ``demo``; uses no network.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from mobilenet_ext import fuse, fusion_report, pretrained, tolerance, verify
+from mobilenet_ext._library import native
+from mobilenet_ext.demo.photos import Photo
+from mobilenet_ext.demo.timing import interleaved, ratio
+from mobilenet_ext.report import FusionReport
+from mobilenet_ext.tolerance import Comparison
+
+if TYPE_CHECKING:
+    from mobilenet_ext.verification import VerifyResult
+
+MODEL = "EfficientNet-Lite0"
+PLAIN, PLAIN_NHWC, FUSED = "PyTorch", "PyTorch, channels_last", "mobilenet_ext"
+_TOP = 5
+
+
+@dataclass(frozen=True)
+class Guess:
+    """One of the likeliest ImageNet classes; ``index`` is its place in the 1000 logits."""
+
+    index: int
+    name: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What both models say about one photograph, likeliest class first.
+
+    ``logit_difference`` is the largest between the two; ``comparison`` sets the fused logits against float64.
+    """
+
+    photo: str
+    plain: tuple[Guess, ...]
+    fused: tuple[Guess, ...]
+    logit_difference: float
+    comparison: Comparison
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Median milliseconds of one photograph by contestant; speed-up of the fused model over each of the others.
+
+    A speed-up is (median, lower quartile, upper quartile) of the ratios within a round.
+    """
+
+    threads: int
+    rounds: int
+    isa: str
+    milliseconds: dict[str, float]
+    speedup: dict[str, tuple[float, float, float]]
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """``verification`` compares every fused module on the first photograph.
+
+    ``timing`` is None where the models disagree: a wrong result has no speed.
+    """
+
+    answers: tuple[Answer, ...]
+    verification: VerifyResult
+    report: FusionReport
+    timing: Timing | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether something was fused and every fused module and every photograph's logits are within tolerance."""
+        checked = self.verification.fused > 0 and self.verification.ok
+        return checked and all(answer.comparison.ok for answer in self.answers)
+
+    @property
+    def logit_difference(self) -> float:
+        """The largest difference between a logit of the two models."""
+        return max(answer.logit_difference for answer in self.answers)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "model": MODEL,
+            "ok": self.ok,
+            "answers": [asdict(answer) for answer in self.answers],
+            "logit_difference": self.logit_difference,
+            "verification": self.verification.to_dict(),
+            "fusion_report": json.loads(self.report.to_json()),
+            "timing": None if self.timing is None else asdict(self.timing),
+        }
+
+
+def steps(photos: Sequence[Photo], rounds: int) -> int:
+    """How often :func:`run_demo` calls ``advance``."""
+    return 2 + len(photos) + rounds
+
+
+def run_demo(
+    photos: Sequence[Photo],
+    rounds: int = 20,
+    threads: int | None = None,
+    advance: Callable[[str], None] = lambda next_step: None,
+) -> DemoResult:
+    """Classify ``photos`` with the plain and the fused network, compare the two, and if they agree, time them.
+
+    ``rounds`` is how often each is timed, with ``threads`` threads (default: torch's number).  ``advance`` is called
+    after each step with what comes next.  ValueError for no photograph, or for numbers below 1; ImportError if a
+    package of the extra ``demo`` is missing.
+    """
+    threads = torch.get_num_threads() if threads is None else threads
+    for name, value in (("photos has length", len(photos)), ("rounds is", rounds), ("threads is", threads)):
+        if value < 1:
+            raise ValueError(f"{name} {value}; allowed: 1 or more")
+    plain = pretrained.load()
+    fused = fuse(plain)
+    exact = copy.deepcopy(plain).double()
+    names = pretrained.require("timm.data").ImageNetInfo()
+    advance("classifying")
+    answers = []
+    for photo in photos:
+        answers.append(_classify(plain, fused, exact, photo, names.index_to_description))
+        advance("classifying" if len(answers) < len(photos) else "comparing every fused module with float64")
+    x = photos[0].pixels
+    result = DemoResult(tuple(answers), verify(plain, fused, x), fusion_report(fused, x))
+    advance("timing")
+    if not result.ok:
+        return result
+    return replace(result, timing=_time(plain, fused, x, rounds, threads, advance))
+
+
+@torch.no_grad()
+def _classify(
+    plain: nn.Module, fused: nn.Module, exact: nn.Module, photo: Photo, name_of: Callable[[int], str]
+) -> Answer:
+    expected, actual, reference = plain(photo.pixels)[0], fused(photo.pixels)[0], exact(photo.pixels.double())[0]
+    rms = (expected.double() - reference).square().mean().sqrt().item()
+    return Answer(
+        photo=photo.name,
+        plain=_top(expected, name_of),
+        fused=_top(actual, name_of),
+        logit_difference=(expected - actual).abs().max().item(),
+        comparison=tolerance.compare(actual, reference, rms),
+    )
+
+
+def _top(logits: Tensor, name_of: Callable[[int], str]) -> tuple[Guess, ...]:
+    best = logits.softmax(dim=0).topk(_TOP)
+    pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return tuple(Guess(index, name_of(index), probability) for index, probability in pairs)
+
+
+def _time(
+    plain: nn.Module, fused: nn.Module, x: Tensor, rounds: int, threads: int, advance: Callable[[str], None]
+) -> Timing:
+    # Both layouts, because either may be the faster one for PyTorch.
+    nhwc = copy.deepcopy(plain).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    x_nhwc = x.to(memory_format=torch.channels_last)
+    contestants = {PLAIN: lambda: plain(x), PLAIN_NHWC: lambda: nhwc(x_nhwc), FUSED: lambda: fused(x)}
+    seconds = interleaved(contestants, rounds, threads, lambda: advance("timing"))
+    return Timing(
+        threads=threads,
+        rounds=rounds,
+        isa=native.isa(),
+        milliseconds={name: 1e3 * statistics.median(times) for name, times in seconds.items()},
+        speedup={name: ratio(seconds[name], seconds[FUSED]) for name in (PLAIN, PLAIN_NHWC)},
+    )
