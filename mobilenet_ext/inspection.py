@@ -77,7 +77,7 @@ def inspect_model(model: nn.Module, size: int | None = None, dead_threshold: flo
     """Inspect every block that ``fuse`` would swap, fused already or not; ``model`` stays as it is.
 
     ``size`` is the side in pixels (default: the model's own).  A depthwise channel is dead when the largest magnitude
-    of its folded kernel is at most ``dead_threshold`` times that of its layer.
+    of its folded kernel is at most ``dead_threshold`` times that of its layer, or packs to zero.
 
     TypeError if ``model`` is no ``torch.nn.Module``; ValueError for a size below 1, a threshold outside [0, 1), or a
     model that does not run at this size.
@@ -104,9 +104,7 @@ def _join(prefix: str, path: str) -> str:
     return f"{prefix}.{path}" if prefix and path else prefix or path
 
 
-def _chains(
-    module: nn.Module, path: str, refused: dict[str, str], seen: set[int]
-) -> Iterator[tuple[str, str, Match]]:
+def _chains(module: nn.Module, path: str, refused: dict[str, str], seen: set[int]) -> Iterator[tuple[str, str, Match]]:
     """Path of the owner, path of the module that gets the chain's input, and match, of the largest chains."""
     if id(module) in seen:
         return
@@ -218,4 +216,5 @@ def _dead(spec: ConvSpec, tensors: dict[str, Tensor], threshold: float) -> tuple
     """How many channels of a depthwise stage are dead, and how many of those are zero."""
     weight, _ = fold(spec, tensors)
     largest = weight.abs().flatten(1).amax(dim=1)
-    return int((largest <= threshold * largest.max()).sum()), int((largest < _SMALLEST).sum())
+    zero = largest < _SMALLEST
+    return int((zero | (largest <= threshold * largest.max())).sum()), int(zero.sum())

@@ -44,7 +44,9 @@ def require(name: str) -> Any:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         missing = error.name or name
-        raise ImportError(f"the package {missing!r} is not installed; pip install 'mobilenet_ext[demo]' brings it") from error
+        raise ImportError(
+            f"the package {missing!r} is not installed; pip install 'mobilenet_ext[demo]' brings it"
+        ) from error
     except (ImportError, OSError, RuntimeError) as error:  # a build for another torch raises RuntimeError
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ImportError(f"the package {name!r} is installed but cannot be imported: {reason}") from error

@@ -29,7 +29,7 @@ def network() -> nn.Module:
 
 
 def image(batch: int = 2) -> torch.Tensor:
-    return example(batch, 3, 64)
+    return example(batch, 3, 32)
 
 
 def test_sync_batchnorm_before_fuse():
@@ -117,14 +117,14 @@ def test_autocast_of_a_network(dtype: torch.dtype):
 
 def test_train_eval_train_again():
     plain, fused = network(), fuse(network())
-    optimizers = [torch.optim.SGD(model.parameters(), lr=0.01) for model in (plain, fused)]
+    optimizers = [torch.optim.SGD(model.parameters(), lr=0.001) for model in (plain, fused)]
     for _ in range(2):
         losses = []
         for model, optimizer in zip((plain, fused), optimizers, strict=True):
             model.train()
             torch.manual_seed(0)  # the same dropout
             optimizer.zero_grad()
-            loss = model(image(4)).square().mean()
+            loss = model(example(4, 3, 64)).square().mean()
             loss.backward()
             optimizer.step()
             losses.append(loss.detach())

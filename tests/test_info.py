@@ -8,6 +8,8 @@ from importlib import metadata
 
 import pytest
 import torch
+
+import mobilenet_ext
 from mobilenet_ext import cli, info
 from mobilenet_ext._library import native
 from mobilenet_ext.backends import BACKENDS
@@ -28,7 +30,7 @@ def test_collects_what_the_library_and_torch_say():
     found = info.collect()
     assert json.loads(json.dumps(found)) == found
     assert found["versions"]["torch"] == torch.__version__
-    assert found["versions"]["mobilenet_ext"] == metadata.version("mobilenet_ext")
+    assert found["versions"]["mobilenet_ext"] == mobilenet_ext.__version__
     assert found["threads"]["torch"] == torch.get_num_threads()
     assert found["kernels"] == native.kernels()
     assert {kernel["op"] for kernel in found["kernels"]} >= {"pointwise", "depthwise", "linear"}
@@ -100,7 +102,8 @@ def test_an_unknown_instruction_set_is_one_sentence():
 
 
 def test_imports_nothing_optional():
-    code = "import sys; from mobilenet_ext.cli import main; assert main(['info']) == 0; print(*sys.modules, file=sys.stderr)"
+    code = "import sys; from mobilenet_ext.cli import main; assert main(['info']) == 0; "
+    code += "print(*sys.modules, file=sys.stderr)"
     done = command("-c", code)
     assert done.returncode == 0, done.stderr
     loaded = {name.split(".")[0] for name in done.stderr.split()}

@@ -99,7 +99,7 @@ CHANGES = {
     parametrized: r"conv.2 is parametrized",
     pruned: r"conv.2 has a forward pre-hook",
     weight_norm: r"conv.2 is parametrized",
-    own_forward: r"conv.2.forward was replaced",
+    own_forward: r"forward of conv.2 was replaced",
     other_class: r"conv.2 was a Conv2d and is a Louder",
     other_module: r"conv.0.2 was a ReLU6 and is a Hardswish",
     one_more_module: r"children of conv changed",
@@ -107,7 +107,7 @@ CHANGES = {
     other_epsilon: r"eps of conv.3 changed from 1e-05 to 0.5",
     other_stride: r"padding of conv.1.0 changed|dilation of conv.1.0 changed",
     no_shortcut: r"use_shortcut of the module itself changed",
-    double_weight: r"conv.3.running_mean is torch.float64",
+    double_weight: r"conv.3.running_mean is a Tensor of torch.float64",
 }
 
 

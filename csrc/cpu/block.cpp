@@ -93,19 +93,27 @@ class Project {
   float *residual_ = nullptr, *rows_ = nullptr;
 };
 
-// One output row of the depthwise stage from the ring.
-void depthwise_row(const Job& job, const HiddenRows& hidden, Blocks blocks, int y, int width, float* out,
-                   ptrdiff_t out_pixel, ptrdiff_t out_block, int last_valid, const float** rows) {
+// Where a depthwise row goes: pixel and channel block strides, and how many channels of the last block exist there.
+struct DepthwiseOut {
+  float* data;
+  ptrdiff_t pixel, block;
+  int last_valid;
+};
+
+// One output row of some channel blocks of the depthwise stage from the ring; `out` starts at block
+// hidden.blocks().begin.
+void depthwise_row(const Job& job, const HiddenRows& hidden, Blocks blocks, int y, int width, const DepthwiseOut& out,
+                   const float** rows) {
   const IsaTable& isa = *job.chain.header.isa;
   const PackedStage& stage = *job.item.find(Role::kDepthwise);
   const Geometry& k = stage.desc.geometry;
-  const int top = y * k.sh - job.shape.depthwise.top;
+  const int top = y * k.sh - job.shape.depthwise.top, skipped = blocks.begin - hidden.blocks().begin;
   DepthwiseArgs d{};
   d.ky_begin = k.kh;
   for (int ky = 0; ky < k.kh; ++ky) {
     const int iy = top + ky * k.dh;
     if (iy < 0 || iy >= job.shape.depthwise.h) continue;
-    rows[ky] = hidden.row(iy);
+    rows[ky] = hidden.row(iy) + skipped * hidden.block_floats();
     d.ky_begin = std::min(d.ky_begin, ky);
     d.ky_end = ky + 1;
   }
@@ -118,12 +126,12 @@ void depthwise_row(const Job& job, const HiddenRows& hidden, Blocks blocks, int 
   d.in_block = hidden.block_floats();
   d.weights = job.chain.at(stage.weights) + static_cast<size_t>(blocks.begin) * k.kh * k.kw * isa.vector;
   d.bias = job.chain.at(stage.bias) + blocks.begin * isa.vector;
-  d.out = out;
-  d.out_pixel = out_pixel;
-  d.out_block = out_block;
+  d.out = out.data + skipped * out.block;
+  d.out_pixel = out.pixel;
+  d.out_block = out.block;
   d.width = width;
   d.blocks = blocks.end - blocks.begin;
-  d.last_valid = last_valid;
+  d.last_valid = blocks.end == hidden.blocks().end ? out.last_valid : isa.vector;
   d.lo = stage.lo;
   d.hi = stage.hi;
   isa.depthwise_row(d);
@@ -136,6 +144,24 @@ int last_row_needed(const Job& job, int y) {
 }
 int first_row_needed(const Job& job, int y) {
   return std::max(0, y * job.item.find(Role::kDepthwise)->desc.geometry.sh - job.shape.depthwise.top);
+}
+
+// Output rows [y, y + count): the hidden rows they still lack, then the depthwise stage; out(r) says where row r goes.
+// Expanded rows are made for all channels at once, which keeps the loops long (panel by panel was 3 % slower at stride
+// 2); rows that are only copied are used block by block, while they are in the first cache.
+template <class Out>
+void filter_rows(const Job& job, HiddenRows& hidden, int y, int count, int width, int* next, const float** rows,
+                 Out&& out) {
+  const int last = last_row_needed(job, y + count - 1);
+  const int begin = std::max(*next, first_row_needed(job, y)), end = std::max(begin, last + 1);
+  const Blocks all = hidden.blocks();
+  const int size = job.item.find(Role::kExpand) ? all.end - all.begin : 1;
+  for (int block = all.begin; block < all.end; block += size) {
+    const Blocks some{block, block + size};
+    hidden.make(begin, end, some);
+    for (int r = 0; r < count; ++r) depthwise_row(job, hidden, some, y + r, width, out(r), rows);
+  }
+  *next = end;
 }
 
 }  // namespace
@@ -159,20 +185,14 @@ void run_rows(const Job& job, const Region& region, const Seam& above, const Sea
   hidden.clear_pads();
   int next = first_row_needed(job, region.y0);
   for (int y = region.y0; y < region.y1; y += step) {
-    const int count = std::min(step, region.y1 - y), last = last_row_needed(job, y + count - 1);
-    next = std::max(next, first_row_needed(job, y));
-    hidden.make(next, last + 1);
-    next = std::max(next, last + 1);
-    for (int r = 0; r < count; ++r) {
+    const int count = std::min(step, region.y1 - y);
+    filter_rows(job, hidden, y, count, width, &next, rows, [&](int r) {
       const int first = (y + r) * out_w + region.x0;
-      if (direct) {
-        depthwise_row(job, hidden, blocks, y + r, width, job.out.data + first * job.out.pixel, job.out.pixel,
-                      isa.vector, channels - (blocks.end - 1) * isa.vector, rows);
-      } else {
-        depthwise_row(job, hidden, blocks, y + r, width, filtered + static_cast<ptrdiff_t>(r) * width * isa.vector,
-                      isa.vector, block_floats, isa.vector, rows);
-      }
-    }
+      return direct ? DepthwiseOut{job.out.data + first * job.out.pixel, job.out.pixel, isa.vector,
+                                   channels - (blocks.end - 1) * isa.vector}
+                    : DepthwiseOut{filtered + static_cast<ptrdiff_t>(r) * width * isa.vector, isa.vector, block_floats,
+                                   isa.vector};
+    });
     if (project) {
       const Range all{0, static_cast<int>(job.item.find(Role::kProject)->panels.size())};
       if (width == out_w) {
@@ -228,14 +248,11 @@ void run_hidden(const Job& job, Blocks blocks, float* shared, Arena& arena) {
   hidden.clear_pads();
   int next = 0;
   for (int y = 0; y < job.shape.out_h; y += job.plan.rows_per_step) {
-    const int until = std::min(job.shape.out_h, y + job.plan.rows_per_step), last = last_row_needed(job, until - 1);
-    next = std::max(next, first_row_needed(job, y));
-    hidden.make(next, last + 1);
-    next = std::max(next, last + 1);
-    for (int r = y; r < until; ++r) {
-      float* out = shared + blocks.begin * block_floats + static_cast<ptrdiff_t>(r) * out_w * vector;
-      depthwise_row(job, hidden, blocks, r, out_w, out, vector, block_floats, vector, rows);
-    }
+    const int count = std::min(job.shape.out_h - y, job.plan.rows_per_step);
+    filter_rows(job, hidden, y, count, out_w, &next, rows, [&](int r) {
+      float* out = shared + blocks.begin * block_floats + static_cast<ptrdiff_t>(y + r) * out_w * vector;
+      return DepthwiseOut{out, vector, block_floats, vector};
+    });
   }
 }
 

@@ -16,30 +16,12 @@ ALWAYS_INLINE void gemm_step(typename V::T (&acc)[MR][NV], const float* const (&
   }
 }
 
-// STEPS k steps a turn; it divides every segment length.
-template <class V, int NV, int MR, int STEPS>
-NOINLINE void gemm_tile(const GemmArgs& g, const float* a, float* c, const int32_t* offsets, const float* residual) {
+// What becomes of a tile's accumulators: activation, then pooled sums, or residual and store.
+template <class V, int NV, int MR>
+ALWAYS_INLINE void gemm_store(const GemmArgs& g, typename V::T (&acc)[MR][NV], float* c, const int32_t* offsets,
+                              const float* residual) {
   using T = typename V::T;
   constexpr int kWidth = NV * V::W;
-  T acc[MR][NV];
-  UNROLL for (int v = 0; v < NV; ++v) {
-    const T bias = V::load(g.bias + v * V::W);
-    UNROLL for (int m = 0; m < MR; ++m) acc[m][v] = bias;
-  }
-  const ptrdiff_t stride = g.a_pixel;
-  const float* b = g.b;
-  for (int s = 0; s < g.segment_count; ++s) {
-    const float* base[(MR + 2) / 3];
-    UNROLL for (int i = 0; i < (MR + 2) / 3; ++i) base[i] = a + g.segments[s] + 3 * i * stride;
-    for (int k = g.segment_length; k > 0; k -= STEPS) {
-      UNROLL for (int j = 0; j < STEPS; ++j) { gemm_step<V, NV, MR>(acc, base, stride, b + j * kWidth, j); }
-      UNROLL for (int i = 0; i < (MR + 2) / 3; ++i) {
-        base[i] += STEPS;
-        KEEP_IN_REGISTER(base[i]);
-      }
-      b += STEPS * kWidth;
-    }
-  }
   const T lo = V::broadcast(&g.lo), hi = V::broadcast(&g.hi);
   UNROLL for (int m = 0; m < MR; ++m) { UNROLL for (int v = 0; v < NV; ++v) acc[m][v] = V::clamp(acc[m][v], lo, hi); }
   if (g.pool) {
@@ -78,7 +60,45 @@ NOINLINE void gemm_tile(const GemmArgs& g, const float* a, float* c, const int32
   }
 }
 
-using TileFunction = void (*)(const GemmArgs&, const float*, float*, const int32_t*, const float*);
+// `count` tiles of MR pixels one after the other, so that what a call costs is paid once. STEPS k steps a turn; it
+// divides every segment length.
+template <class V, int NV, int MR, int STEPS>
+NOINLINE void gemm_tile(const GemmArgs& g, int count, const float* a, float* c, const int32_t* offsets,
+                        const float* residual) {
+  using T = typename V::T;
+  constexpr int kWidth = NV * V::W;
+  const ptrdiff_t stride = g.a_pixel;
+  for (; count > 0; --count) {
+    T acc[MR][NV];
+    UNROLL for (int v = 0; v < NV; ++v) {
+      const T bias = V::load(g.bias + v * V::W);
+      UNROLL for (int m = 0; m < MR; ++m) acc[m][v] = bias;
+    }
+    const float* b = g.b;
+    for (int s = 0; s < g.segment_count; ++s) {
+      const float* base[(MR + 2) / 3];
+      UNROLL for (int i = 0; i < (MR + 2) / 3; ++i) base[i] = a + g.segments[s] + 3 * i * stride;
+      for (int k = g.segment_length; k > 0; k -= STEPS) {
+        UNROLL for (int j = 0; j < STEPS; ++j) { gemm_step<V, NV, MR>(acc, base, stride, b + j * kWidth, j); }
+        UNROLL for (int i = 0; i < (MR + 2) / 3; ++i) {
+          base[i] += STEPS;
+          KEEP_IN_REGISTER(base[i]);
+        }
+        b += STEPS * kWidth;
+      }
+    }
+    gemm_store<V, NV, MR>(g, acc, c, offsets, residual);
+    a += MR * stride;
+    if (g.c_offsets) {
+      offsets += MR;
+    } else {
+      c += MR * g.c_pixel;
+    }
+    if (residual) residual += MR * g.residual_pixel;
+  }
+}
+
+using TileFunction = void (*)(const GemmArgs&, int, const float*, float*, const int32_t*, const float*);
 
 template <class V, int NV, int MR, int STEPS>
 constexpr void fill_tiles(TileFunction* f) {
@@ -109,12 +129,13 @@ void gemm_panel(const GemmArgs& g) {
   if (count == 0) return;
   const int rows = g.m / count, longer = g.m % count;
   int m = 0;
-  for (int t = 0; t < count; ++t) {
-    const int mr = rows + (t < longer);
-    tiles[mr](g, g.a + m * g.a_pixel, g.c_offsets ? g.c : g.c + m * g.c_pixel, g.c_offsets ? g.c_offsets + m : linear,
-              g.residual ? g.residual + m * g.residual_pixel : nullptr);
-    m += mr;
-  }
+  auto run = [&](int tiles_of, int mr) {
+    tiles[mr](g, tiles_of, g.a + m * g.a_pixel, g.c_offsets ? g.c : g.c + m * g.c_pixel,
+              g.c_offsets ? g.c_offsets + m : linear, g.residual ? g.residual + m * g.residual_pixel : nullptr);
+    m += tiles_of * mr;
+  };
+  if (longer) run(longer, rows + 1);
+  run(count - longer, rows);
 }
 
 // P panels at once: P * NV independent chains, one pixel.

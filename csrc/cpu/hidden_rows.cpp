@@ -43,7 +43,7 @@ const float* HiddenRows::row(int y) const {
   return ring_ + (y % slots_) * row_floats_;
 }
 
-void HiddenRows::make(int begin, int end) {
+void HiddenRows::make(int begin, int end, Blocks which) {
   auto shared = [this](int y) {
     return (y >= seams_[0].begin && y < seams_[0].end) || (y >= seams_[1].begin && y < seams_[1].end);
   };
@@ -56,7 +56,7 @@ void HiddenRows::make(int begin, int end) {
     int count = 1;
     while (join && count < group_ && y + count < end && !shared(y + count)) ++count;
     if (count == 1) {
-      produce(y, 1, ring_ + (y % slots_) * row_floats_, nullptr);
+      produce(y, 1, which, ring_ + (y % slots_) * row_floats_, nullptr);
     } else {
       // Several rows as one run of pixels, so that short rows still fill the tiles.
       int32_t* o = offsets_;
@@ -64,7 +64,7 @@ void HiddenRows::make(int begin, int end) {
         const int32_t start = static_cast<int32_t>((y + r) % slots_ * row_floats_) + (c0_ - origin_) * vector_;
         for (int x = 0; x < c1_ - c0_; ++x) *o++ = start + x * vector_;
       }
-      produce(y, count, ring_, offsets_);
+      produce(y, count, which, ring_, offsets_);
     }
     y += count;
   }
@@ -72,27 +72,27 @@ void HiddenRows::make(int begin, int end) {
 
 void HiddenRows::make_into(int y, float* row) {
   clear_pads(row);
-  produce(y, 1, row, nullptr);
+  produce(y, 1, blocks_, row, nullptr);
 }
 
-void HiddenRows::produce(int y, int count, float* base, const int32_t* offsets) {
-  const IsaTable& isa = *job_.chain.header.isa;
+void HiddenRows::gather(int y, Blocks which, float* first) {
+  const int from = which.begin * vector_;
+  RowArgs r{};
+  r.in = job_.in.data + y * job_.in.row + c0_ * job_.in.pixel + from * job_.in.channel;
+  r.out = first + (which.begin - blocks_.begin) * block_floats();
+  r.pixel = job_.in.pixel;
+  r.channel = job_.in.channel;
+  r.block = block_floats();
+  r.width = c1_ - c0_;
+  r.channels = std::min(job_.item.desc.in(), which.end * vector_) - from;
+  job_.chain.header.isa->gather_row(r);
+}
+
+void HiddenRows::produce(int y, int count, Blocks which, float* base, const int32_t* offsets) {
   const int width = c1_ - c0_;
   if (width == 0) return;
   float* first = base + (c0_ - origin_) * vector_;
-  if (!expand_) {
-    const int channels = job_.item.desc.in(), from = blocks_.begin * vector_;
-    RowArgs r{};
-    r.in = job_.in.data + y * job_.in.row + c0_ * job_.in.pixel + from * job_.in.channel;
-    r.out = first;
-    r.pixel = job_.in.pixel;
-    r.channel = job_.in.channel;
-    r.block = block_floats();
-    r.width = width;
-    r.channels = std::min(channels, blocks_.end * vector_) - from;
-    isa.gather_row(r);
-    return;
-  }
+  if (!expand_) return gather(y, which, first);
   GemmArgs g{};
   operand_->load(y, count, c0_, c1_, g);
   g.c_offsets = offsets;

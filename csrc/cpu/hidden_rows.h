@@ -37,14 +37,17 @@ class HiddenRows {
   size_t row_floats() const { return row_floats_; }
   ptrdiff_t block_floats() const { return static_cast<ptrdiff_t>(row_w_) * vector_; }
   void share(const Seam& above, const Seam& below) { seams_[0] = above, seams_[1] = below; }
-  void clear_pads();                  // once per use of the arena's memory
-  void make(int begin, int end);      // hidden rows [begin, end) into the ring, those in a seam excepted
-  void make_into(int y, float* row);  // one hidden row, pads included, to a buffer of row_floats()
-  const float* row(int y) const;      // first tap of the first output column
+  Blocks blocks() const { return blocks_; }
+  void clear_pads();                            // once per use of the arena's memory
+  void make(int begin, int end, Blocks which);  // hidden rows [begin, end) into the ring, those in a seam excepted;
+                                                // single blocks only without an expand stage
+  void make_into(int y, float* row);            // one hidden row, pads included, to a buffer of row_floats()
+  const float* row(int y) const;                // first tap of the first output column, block blocks().begin
 
  private:
   void clear_pads(float* row) const;
-  void produce(int y, int count, float* base, const int32_t* offsets);
+  void produce(int y, int count, Blocks which, float* base, const int32_t* offsets);
+  void gather(int y, Blocks which, float* first);
 
   const Job& job_;
   const PackedStage* expand_;

@@ -1,4 +1,4 @@
-"""What is benchmarked: whole networks by name, and single layers, each with the plain PyTorch module that defines it."""
+"""What is benchmarked: whole networks by name and single layers, each with the PyTorch module that defines it."""
 
 from __future__ import annotations
 

@@ -74,15 +74,15 @@ class Result:
 
     def rate(self, entry: Entry) -> float:
         """FLOP/s, two for a multiply-add; 0 for what was not timed."""
-        return 2 * self.multiply_adds / entry.timing.median if entry.timing else 0.0
+        return 2 * self.multiply_adds / entry.timing.p50 if entry.timing else 0.0
 
     def share(self, entry: Entry) -> float:
         """Of the FMA peak."""
         return self.rate(entry) / self.peak if self.peak else 0.0
 
     def milliseconds(self, entry: Entry) -> float:
-        """Per image, the median of the rounds."""
-        return 1e3 * entry.timing.median / self.batch if entry.timing else math.nan
+        """Per image, the median call."""
+        return 1e3 * entry.timing.p50 / self.batch if entry.timing else math.nan
 
 
 @dataclass

@@ -127,9 +127,7 @@ def _load(
         return _failure(entry, error), None
     seconds = (entry.prepare_seconds or 0.0) + time.perf_counter() - start
     accuracy = reference.judge(result, rival.is_ours)
-    entry = replace(
-        entry, relative_error=accuracy.relative, max_abs_error=accuracy.max_abs, prepare_seconds=seconds
-    )
+    entry = replace(entry, relative_error=accuracy.relative, max_abs_error=accuracy.max_abs, prepare_seconds=seconds)
     if accuracy.reason:
         return replace(entry, status=WRONG, reason=accuracy.reason), None
     return entry, call

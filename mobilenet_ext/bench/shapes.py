@@ -17,13 +17,14 @@ kernel runs behind a pool, as part of a network.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import nn
 
 from mobilenet_ext.matchers import Match, match_module
+from mobilenet_ext.models import MobileNetV1, MobileNetV2
 from mobilenet_ext.spec import ACTIVATIONS, BlockSpec, ConvSpec
 
 KINDS = ("dense", "pointwise", "depthwise", "separable", "block")
@@ -67,7 +68,9 @@ def parse(line: str) -> Layer:
     text, _, note = line.partition("#")
     words = text.split()
     if len(words) < 3 or words[0] not in KINDS:
-        raise ValueError(f"line {line.strip()!r}; allowed: KIND CHANNELS HEIGHTxWIDTH ..., KIND one of {', '.join(KINDS)}")
+        raise ValueError(
+            f"line {line.strip()!r}; allowed: KIND CHANNELS HEIGHTxWIDTH ..., KIND one of {', '.join(KINDS)}"
+        )
     kind, size = words[0], _numbers(words[2], "x", 2, line)
     channels = _numbers(words[1], "->", _CHANNEL_COUNT[kind], line)
     numbers = {"k": 1 if kind == "pointwise" else 3, "s": 1, "d": 1}
@@ -121,6 +124,20 @@ def network_layers(model: nn.Module, size: tuple[int, int]) -> list[Layer]:
         reason = "it is not recognised as a whole" if match is None else match.reason
         raise ValueError(f"{type(model).__name__} has no layer table: {reason}")
     return list(_walk(match, size))
+
+
+def paper_layers(kinds: Sequence[str]) -> list[Layer]:
+    """The layers of our MobileNetV1 and V2 at alpha 1 and 224 pixels that are of ``kinds``, each shape once.
+
+    Blocks are listed whole, and their convolutions under their own kinds.
+    """
+    found: dict[str, Layer] = {}
+    for name, model in (("V1", MobileNetV1()), ("V2", MobileNetV2())):
+        for whole in network_layers(model.eval(), (224, 224)):
+            for layer in dict.fromkeys([whole, *parts(whole)]):
+                if layer.kind in kinds:
+                    found.setdefault(layer.line, replace(layer, note=f"{name} {layer.note}"))
+    return sorted(found.values(), key=lambda layer: KINDS.index(layer.kind))
 
 
 def parts(layer: Layer) -> list[Layer]:

@@ -22,9 +22,8 @@ class Interval:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds per call, over ``calls`` calls of all rounds; ``median`` is the median of the rounds' medians."""
+    """Seconds per call, over ``calls`` calls of all rounds."""
 
-    median: float
     minimum: float
     p50: float
     p99: float
@@ -63,5 +62,4 @@ def paired_ratio(numerators: Sequence[float], denominators: Sequence[float], see
 def summarise(rounds: Sequence[Sequence[float]]) -> Timing:
     """``rounds`` holds the seconds of each call, one list per round; ValueError if there is no call."""
     calls = [seconds for calls in rounds for seconds in calls]
-    medians = [median(calls) for calls in rounds]
-    return Timing(median(medians), min(calls, default=0.0), percentile(calls, 50), percentile(calls, 99), len(calls))
+    return Timing(min(calls, default=0.0), percentile(calls, 50), percentile(calls, 99), len(calls))

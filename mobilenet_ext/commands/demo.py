@@ -27,7 +27,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "images", nargs="*", metavar="IMAGE", help="photographs (default: scikit-learn's china.jpg and flower.jpg)"
     )
-    parser.add_argument("--threads", type=positive, metavar="N", help="threads for the timing (default: torch's number)")
+    parser.add_argument(
+        "--threads", type=positive, metavar="N", help="threads for the timing (default: torch's number)"
+    )
     parser.add_argument("--runs", type=positive, default=20, metavar="N", help="rounds of the timing (default: 20)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.set_defaults(run=run)
@@ -64,10 +66,11 @@ def _print(result: DemoResult) -> None:
 
     console = Console(highlight=False, markup=False, emoji=False)
     for answer in result.answers:
+        console.print(answer.photo, soft_wrap=True)
         console.print(_answer_table(answer))
     console.print(result.report)
     console.print(f"\nLargest difference between a logit of both: {result.logit_difference:.2e}")
-    checks = [(answer.photo, "its logits", answer.comparison) for answer in result.answers]
+    checks = [("all photographs", "logits", result.logits)]
     checks += [(row.path or "(model)", row.name, row.comparison) for row in result.verification.rows]
     wrong = [check for check in checks if not check[2].ok]
     if result.timing is not None:
@@ -83,7 +86,7 @@ def _print(result: DemoResult) -> None:
         )
 
 
-def _table(title: str) -> Table:
+def _table(title: str | None = None) -> Table:
     from rich import box
     from rich.table import Table
 
@@ -91,7 +94,7 @@ def _table(title: str) -> Table:
 
 
 def _answer_table(answer: Answer) -> Table:
-    table = _table(answer.photo)
+    table = _table()
     for heading in ("PyTorch", "fused"):
         table.add_column(heading, overflow="fold", ratio=1)
         table.add_column("%", justify="right", no_wrap=True)
@@ -101,8 +104,8 @@ def _answer_table(answer: Answer) -> Table:
 
 
 def _timing_table(timing: Timing) -> Table:
-    threads = f"{timing.threads} thread{'s' if timing.threads > 1 else ''}"
-    table = _table(f"One photograph at a time, {threads}, {timing.isa}, {timing.rounds} interleaved rounds")
+    threads, rounds = _count(timing.threads, "thread"), _count(timing.rounds, "interleaved round")
+    table = _table(f"One photograph at a time, {threads}, {timing.isa}, {rounds}")
     table.add_column("")
     table.add_column("median ms", justify="right")
     table.add_column("fused is faster by (quartiles)", justify="right")
@@ -111,3 +114,7 @@ def _timing_table(timing: Timing) -> Table:
         text = "{:.2f}x ({:.2f} to {:.2f})".format(*speedup) if speedup else ""
         table.add_row(name, f"{milliseconds:.2f}", text)
     return table
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"

@@ -34,7 +34,13 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     console = Console(highlight=False, markup=False, emoji=False)
-    for table in (_facts(found), _isas(found["isa"]), _kernels(found["kernels"]), _backends(found), _environment(found)):
+    for table in (
+        _facts(found),
+        _isas(found["isa"]),
+        _kernels(found["kernels"]),
+        _backends(found),
+        _environment(found),
+    ):
         console.print(table)
     return 0
 

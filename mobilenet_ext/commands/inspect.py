@@ -122,8 +122,8 @@ def _numbers(blocks: Sequence[BlockInspection]) -> tuple[str, ...]:
 def _legend(result: Inspection) -> str:
     zero = sum(block.zero_channels for block in result.blocks)
     return (
-        "s: stride; hidden: tensors inside the block, which fusing keeps out of memory; bytes ratio: bytes moved fused over one "
-        "kernel per convolution; dead: depthwise channels whose folded kernel is at most "
+        "s: stride; hidden: tensors inside the block, which fusing keeps out of memory; bytes ratio: bytes moved "
+        "fused over one kernel per convolution; dead: depthwise channels whose folded kernel is at most "
         f"{result.dead_threshold:g} of the layer's largest weight ({zero} of them exactly zero), so that their output "
         "is a constant."
     )

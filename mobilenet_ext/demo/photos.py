@@ -69,4 +69,6 @@ def _open(path: str | Path) -> Image.Image:
 
 
 def _unreadable(path: str | Path, reason: str) -> ValueError:
-    return ValueError(f"image {str(path)!r} cannot be read: {reason}; allowed: files that Pillow opens, such as JPEG or PNG")
+    return ValueError(
+        f"image {str(path)!r} cannot be read: {reason}; allowed: files that Pillow opens, such as JPEG or PNG"
+    )

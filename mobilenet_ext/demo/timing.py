@@ -20,9 +20,7 @@ def interleaved(
     What disturbs the machine for longer than a round thus disturbs all alike; compare them round by round.
     ``done`` is called after each round.
     """
-    timers = {
-        name: Timer("call()", globals={"call": call}, num_threads=threads) for name, call in contestants.items()
-    }
+    timers = {name: Timer("call()", globals={"call": call}, num_threads=threads) for name, call in contestants.items()}
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     names = list(contestants)
     with torch.inference_mode():

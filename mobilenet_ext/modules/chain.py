@@ -7,8 +7,6 @@ There are two ways in.  In eager mode the checks are made in Python and a fresh 
 from __future__ import annotations
 
 import copy
-import os
-import threading
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +18,6 @@ from torch.compiler import is_compiling, is_exporting
 from mobilenet_ext._library import native
 from mobilenet_ext.freshness import (
     Slot,
-    SourceWatch,
     Stamp,
     current_epoch,
     hidden_change,
@@ -28,7 +25,9 @@ from mobilenet_ext.freshness import (
     take_stamp,
     watch_optimizers,
 )
-from mobilenet_ext.modules.structure import Snapshot, Structure, global_hook_reason, mode_reason, plain_class
+from mobilenet_ext.modules.bound import PLAIN_TENSORS, Bound, is_supported
+from mobilenet_ext.modules.structure import Snapshot, global_hook_reason, mode_reason, plain_class
+from mobilenet_ext.modules.switch import switch
 from mobilenet_ext.spec import BlockSpec, encode
 
 if TYPE_CHECKING:
@@ -41,25 +40,7 @@ _is_grad_enabled = torch.is_grad_enabled
 _is_autocast_enabled = torch.is_autocast_enabled
 _tracing_state = torch._C._get_tracing_state
 _transforms_active = torch._C._are_functorch_transforms_active
-_PLAIN_TENSORS = frozenset({Tensor, nn.Parameter})
 _AUTOCAST_INPUTS = frozenset({torch.float32, torch.bfloat16, torch.float16})
-
-
-class Switch:
-    """The process-wide off switch of ``disabled()`` and ``MOBILENET_EXT_DISABLE=1``; counts how deep it is nested."""
-
-    __slots__ = ("depth", "lock")
-
-    def __init__(self) -> None:
-        self.depth = int(os.environ.get("MOBILENET_EXT_DISABLE", "0") not in ("", "0"))
-        self.lock = threading.Lock()
-
-    def turn(self, step: int) -> None:
-        with self.lock:
-            self.depth += step
-
-
-switch = Switch()
 
 
 def lookup(module: nn.Module | None, path: str) -> nn.Module | None:
@@ -77,29 +58,6 @@ def _program_key(match: Match, layout: str) -> str:
 def _decode_key(key: str) -> tuple[list[int], list[float]]:
     program, constants = key.split("|")
     return [int(code) for code in program.split()], [float(number) for number in constants.split()]
-
-
-def _is_supported(tensor: Tensor) -> bool:
-    """Whether the kernels take ``tensor`` as a source; integers are BatchNorm's batch counts."""
-    return (
-        type(tensor) in _PLAIN_TENSORS
-        and tensor.is_cpu
-        and tensor.layout is torch.strided
-        and (tensor.dtype is torch.float32 or not tensor.is_floating_point())
-    )
-
-
-class Bound:
-    """What a chain knows about the module objects of one instance; ``holds`` is the snapshot's verdict in ``epoch``."""
-
-    __slots__ = ("epoch", "holds", "structure", "watch")
-
-    watch: SourceWatch
-
-    def __init__(self, structure: Structure) -> None:
-        self.structure = structure
-        self.epoch: object = None
-        self.holds = False
 
 
 class FusedChain:
@@ -125,7 +83,6 @@ class FusedChain:
         self.in_channels = first.in_channels if isinstance(first, BlockSpec) else first.in_features
         items = [item for item in self.match.chain if isinstance(item, BlockSpec)]
         self._only_residual = len(items) == len(self.match.chain) and all(item.residual for item in items)
-        self._source_names = [source.name for source in self.match.sources]
         self._skipped_classes = tuple(self.snapshot.classes())
 
     def _reset(self) -> None:
@@ -178,7 +135,7 @@ class FusedChain:
             where = f"{source.path}.{source.name}".lstrip(".")
             if tensor is None:
                 return f"{where} is neither a parameter nor a buffer any more"
-            if not _is_supported(tensor):
+            if not is_supported(tensor):
                 kind = type(tensor).__name__
                 return (
                     f"{where} is a {kind} of {tensor.dtype} and {tensor.layout} on {tensor.device}; "
@@ -195,7 +152,7 @@ class FusedChain:
         if is_compiling():
             return self._run_traced(module, x)
         if (
-            type(x) not in _PLAIN_TENSORS
+            type(x) not in PLAIN_TENSORS
             or switch.depth
             or _tracing_state() is not None
             or _transforms_active()
@@ -258,26 +215,19 @@ class FusedChain:
     def _inspect(self, module: nn.Module) -> list[Tensor] | None:
         """The sources if the fused path may run, else None; the same verdict as :meth:`reason`, without words."""
         bound = self.bound
-        if bound is None or not bound.structure.is_that_of(module):
-            match = self.match
-            try:
-                structure = Structure(module, match.skipped, match.norms, match.identities)
-            except (AttributeError, KeyError):  # a part is gone, or is no BatchNorm any more
-                return None
-            bound = self.bound = Bound(structure)
+        try:
+            if bound is None or not bound.structure.is_that_of(module):
+                bound = self.bound = Bound(module, self.match)
+            tensors = bound.watch.current()
+        except (AttributeError, KeyError):
+            self.bound = None
+            return None
         if not bound.structure.may_run(module):
             return None
         epoch = current_epoch()
         if bound.epoch is not epoch:
             bound.holds, bound.epoch = self.snapshot.holds((module, *bound.structure.modules)), epoch
-        if not bound.holds:
-            return None
-        try:
-            bound.watch = SourceWatch([module.get_submodule(s.path) for s in self.match.sources], self._source_names)
-        except KeyError:
-            return None
-        tensors = bound.watch.current()
-        return tensors if all(map(_is_supported, tensors)) else None
+        return tensors if bound.holds and all(map(is_supported, tensors)) else None
 
     def _run_traced(self, module: nn.Module, x: Any) -> Tensor | None:
         """The form for torch.compile and torch.export: no look at sizes, versions or addresses.

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator
 from itertools import chain as concat
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 from torch.nn.modules import module as global_hooks
@@ -31,8 +31,6 @@ _GLOBAL_HOOKS = (
 )
 # Settings without effect on the output in eval mode.
 _FREE_SETTINGS = frozenset({"training", "momentum", "inplace", "p", "drop_prob", "drop_rate", "call_super_init"})
-_CLASS = "class"
-_CHILDREN = "children"
 
 _norm_state = itemgetter("training", "eps")
 _training = itemgetter("training")
@@ -49,65 +47,74 @@ def _is_setting(value: Any) -> bool:
     return value is None or isinstance(value, (bool, int, float, str))
 
 
-def _settings(module: nn.Module) -> dict[str, Any]:
-    found: dict[str, Any] = {_CLASS: plain_class(module), _CHILDREN: tuple(module._modules)}
-    for name, value in vars(module).items():
-        if not name.startswith("_") and name not in _FREE_SETTINGS and _is_setting(value):
-            found[name] = value
-    return found
+class _Expected(NamedTuple):
+    cls: type[nn.Module]
+    children: tuple[str, ...]
+    names: tuple[str, ...]
+    values: tuple[Any, ...]
+
+    def holds(self, part: nn.Module) -> bool:
+        now = vars(part)
+        return (
+            plain_class(part) is self.cls
+            and "forward" not in now
+            and tuple(part._modules) == self.children
+            and tuple(map(now.get, self.names)) == self.values
+        )
 
 
-def _named(path: str) -> str:
-    return path or "the module itself"
+def _expected(module: nn.Module) -> _Expected:
+    settings = {
+        name: value
+        for name, value in vars(module).items()
+        if not name.startswith("_") and name not in _FREE_SETTINGS and _is_setting(value)
+    }
+    return _Expected(plain_class(module), tuple(module._modules), tuple(settings), tuple(settings.values()))
 
 
 class Snapshot:
     """Classes, children and settings of the module at ``""`` and of every skipped one, when they were matched."""
 
     def __init__(self, module: nn.Module, skipped: Iterable[str]) -> None:
-        self._settings = {path: _settings(module.get_submodule(path)) for path in ("", *skipped)}
+        self._expected = {path: _expected(module.get_submodule(path)) for path in ("", *skipped)}
 
     def holds(self, parts: Iterable[nn.Module]) -> bool:
         """Whether nothing has changed since; ``parts`` are the modules of the snapshot's paths, in their order."""
-        for part, expected in zip(parts, self._settings.values(), strict=True):
-            now = vars(part)
-            if plain_class(part) is not expected[_CLASS] or tuple(part._modules) != expected[_CHILDREN]:
-                return False
-            if "forward" in now or not all(now.get(name, value) == value for name, value in expected.items()):
-                return False
-        return True
+        return all(map(_Expected.holds, self._expected.values(), parts))
 
     def classes(self) -> Iterator[tuple[str, type[nn.Module]]]:
         """Every skipped path with its class."""
-        return ((path, found[_CLASS]) for path, found in self._settings.items() if path)
+        return ((path, expected.cls) for path, expected in self._expected.items() if path)
 
     def reason(self, module: nn.Module) -> str | None:
-        """In one clause, what has changed since; None when nothing has."""
-        for path, expected in self._settings.items():
+        """In one clause, what has changed since or sits on a skipped module; None when nothing does."""
+        for path, expected in self._expected.items():
             part = part_of(module, path)
             if part is None:
                 return f"{path} is gone"
-            if path:
-                hook = next((words for name, words in _HOOKS.items() if vars(part).get(name)), None)
-                if hook is not None:
-                    return f"{path} has {hook}"
-                if "forward" in vars(part):
-                    return f"{path}.forward was replaced"
-            if "parametrizations" in part._modules:
-                return f"{_named(path)} is parametrized"
-            current = _settings(part)
-            for name, value in expected.items():
-                if name not in current:
-                    return f"{_named(path)} has no {name} any more"
-                if current[name] != value:
-                    return _describe_change(_named(path), name, value, current[name])
+            hook = next((words for name, words in _HOOKS.items() if path and vars(part).get(name)), None)
+            if hook is not None:
+                return f"{path} has {hook}"
+            if not expected.holds(part):
+                return _change(path or "the module itself", part, expected)
         return None
 
 
-def _describe_change(path: str, name: str, old: Any, new: Any) -> str:
-    if name == _CLASS:
-        return f"{path} was a {old.__name__} and is a {new.__name__}"
-    return f"{name} of {path} changed from {old!r} to {new!r} after fusing; fuse again"
+def _change(path: str, part: nn.Module, expected: _Expected) -> str:
+    if "parametrizations" in part._modules:
+        return f"{path} is parametrized"
+    if plain_class(part) is not expected.cls:
+        return f"{path} was a {expected.cls.__name__} and is a {plain_class(part).__name__}"
+    if "forward" in vars(part):
+        return f"forward of {path} was replaced"
+    if tuple(part._modules) != expected.children:
+        old, new = ", ".join(expected.children), ", ".join(part._modules)
+        return f"children of {path} changed from ({old}) to ({new}) after fusing; fuse again"
+    for name, value in zip(expected.names, expected.values, strict=True):
+        now = vars(part).get(name)
+        if now != value:
+            return f"{name} of {path} changed from {value!r} to {now!r} after fusing; fuse again"
+    return f"{path} changed after fusing; fuse again"
 
 
 def part_of(module: nn.Module, path: str) -> nn.Module | None:
@@ -175,7 +182,7 @@ class Structure:
         self._needs_eval = "" in identities
 
     def is_that_of(self, module: nn.Module) -> bool:
-        """Whether ``module`` still consists of the objects that this is bound to, each with its class and attributes."""
+        """Whether ``module`` still consists of the very objects that this is bound to, of unchanged classes."""
         return (
             module._modules is self._root_children
             and list(map(type, self.modules)) == self._types

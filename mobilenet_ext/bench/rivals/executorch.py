@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import warnings
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,23 +29,30 @@ def _convert(model: nn.Module, example: Tensor) -> bytes:
 def _load(converted: bytes, example: Tensor, threads: int) -> Runner:
     from executorch.extension.pybindings import portable_lib
 
-    portable_lib._unsafe_reset_threadpool(threads)  # the only way to set it from Python
-    module = portable_lib._load_for_executorch_from_buffer(converted)
+    with _quiet():
+        portable_lib._unsafe_reset_threadpool(threads)  # the only way to set it from Python
+        module = portable_lib._load_for_executorch_from_buffer(converted)
     inputs = [example]
     return lambda: module.forward(inputs)[0]
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Lowering warns and logs about things of its own."""
+    """Lowering warns and logs about things of its own; the native part writes to the file descriptor itself."""
     previous = logging.root.manager.disable
     logging.disable(logging.WARNING)
+    descriptor = os.dup(2)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), open(os.devnull, "w") as sink:
+            os.dup2(sink.fileno(), 2)
             warnings.simplefilter("ignore")
             yield
     finally:
+        os.dup2(descriptor, 2)
+        os.close(descriptor)
         logging.disable(previous)
 
 
-XNNPACK = Rival("executorch", "XNNPACK partitioner, thread pool reset per thread count", ("executorch",), _load, _convert)
+XNNPACK = Rival(
+    "executorch", "XNNPACK partitioner, thread pool reset per thread count", ("executorch",), _load, _convert
+)
