@@ -220,3 +220,12 @@ def test_a_run_between_plain_modules():
     with torch.no_grad():
         assert_close(assert_fused_right(fused, x), model(x))
     assert_close(plain_result(fused, x), plain_result(copy.deepcopy(fused), x))
+
+
+def test_public_names_are_functions_although_submodules_have_the_same_names():
+    import mobilenet_ext
+    import mobilenet_ext.fuse
+    import mobilenet_ext.verify
+
+    assert mobilenet_ext.fuse is fuse
+    assert not isinstance(mobilenet_ext.verify, type(sys))

@@ -6,8 +6,10 @@
 namespace mobilenet_ext {
 namespace {
 
-// Pixels that fill the tallest tile twice: more rows per step than that buy nothing.
-constexpr int kPixelsPerStep = 28;
+// From this many accumulators a tile runs at full speed.
+constexpr double kEnoughAccumulators = 12;
+// Chunks of single 1x1 convolutions are multiples of this: whole tiles on every instruction set.
+constexpr int kChunkPixels = 28;
 // About 20 us of arithmetic; waking a second thread for less costs more than it gives.
 constexpr double kWorkPerWorker = 1.1e6;
 constexpr size_t kChunkBytes = 24 << 10;
@@ -22,6 +24,13 @@ size_t ring_floats(const PackedItem& item, const ItemShape& shape, const IsaTabl
   const size_t row_w = static_cast<size_t>(out_w - 1) * g.sw + (g.kw - 1) * g.dw + 1;
   const size_t hidden = static_cast<size_t>(plan.rows_per_step) * out_w * blocks * isa.vector;
   return row_w * blocks * isa.vector * plan.ring_rows + hidden;
+}
+
+// Whether a run of pixels cuts into tiles that are tall enough.
+bool fills_tiles(const IsaTable& isa, int pixels) {
+  const PanelKind& kind = isa.kinds[0];
+  const double columns = kind.width / kind.vector, tiles = (pixels + kind.max_rows - 1) / kind.max_rows;
+  return pixels / tiles * columns >= std::min(kEnoughAccumulators, 0.9 * kind.max_rows * columns);
 }
 
 int ring_rows(const Geometry& g, int rows_per_step) { return (rows_per_step - 1) * g.sh + (g.kh - 1) * g.dh + 1; }
@@ -65,7 +74,7 @@ ItemPlan plan_item(const PackedItem& item, const ItemShape& shape, const IsaTabl
   if (!depthwise) {
     const int in = item.desc.in();
     int chunk = static_cast<int>(kChunkBytes / sizeof(float)) / in;
-    plan.chunk = chunk < kPixelsPerStep ? kPixelsPerStep : chunk / kPixelsPerStep * kPixelsPerStep;
+    plan.chunk = chunk < kChunkPixels ? kChunkPixels : chunk / kChunkPixels * kChunkPixels;
     plan.split = item.desc.pool ? Split::kPanels : Split::kGrid;
     if (item.desc.pool) plan.chunk = kPoolChunk;
     return plan;
@@ -75,7 +84,8 @@ ItemPlan plan_item(const PackedItem& item, const ItemShape& shape, const IsaTabl
   const size_t half = caches.l2 / 2 / sizeof(float), quarter = caches.l2 / 4 / sizeof(float);
   while (plan.column_parts < shape.out_w && ring_floats(item, shape, isa, plan) > half) ++plan.column_parts;
   if (plan.column_parts == 1) {
-    while (plan.rows_per_step < shape.out_h && (plan.rows_per_step + 1) * shape.out_w <= kPixelsPerStep) {
+    // Rows too short for whole tiles are taken several at a time, as far as the ring stays small.
+    while (plan.rows_per_step < shape.out_h && !fills_tiles(isa, plan.rows_per_step * shape.out_w)) {
       ItemPlan more = plan;
       ++more.rows_per_step;
       more.ring_rows = ring_rows(g, more.rows_per_step);

@@ -24,7 +24,16 @@ int main() {
   const PackedChain narrow = block(64, 384, 64, 1);
   const ItemShape at14 = shapes(narrow.desc, 14, 14)[0], wide = shapes(narrow.desc, 14, 2000)[0];
   CHECK(plan_item(narrow.items[0], at14, active_isa(), big, 1).column_parts == 1);
-  CHECK(plan_item(narrow.items[0], at14, active_isa(), big, 1).rows_per_step == 2);
+  // Rows that fill tiles are taken one at a time, shorter ones together.
+  for (const Isa& isa : isas()) {
+    const PackedChain packed = lay_out(narrow.desc, *isa.table);
+    const auto rows = [&](int size) {
+      return plan_item(packed.items[0], shapes(narrow.desc, size, size)[0], *isa.table, big, 1).rows_per_step;
+    };
+    CHECK(rows(56) == 1 && rows(2) == 2);
+    if (isa.table->kinds[0].max_rows == 14) CHECK(rows(14) == 1 && rows(7) == 1 && rows(5) == 2);
+    if (isa.table->kinds[0].width == 16 && isa.table->vector == 8) CHECK(rows(14) == 2 && rows(7) == 4);
+  }
   const ItemPlan parts = plan_item(narrow.items[0], wide, active_isa(), big, 1),
                  more = plan_item(narrow.items[0], wide, active_isa(), small, 1);
   CHECK(parts.column_parts > 1 && more.column_parts > parts.column_parts && parts.rows_per_step == 1);

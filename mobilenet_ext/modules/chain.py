@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.compiler import is_compiling, is_exporting
+from torch.compiler import is_compiling
 
 from mobilenet_ext._library import native
 from mobilenet_ext.freshness import (
@@ -26,8 +26,9 @@ from mobilenet_ext.freshness import (
     watch_optimizers,
 )
 from mobilenet_ext.modules.bound import PLAIN_TENSORS, Bound, is_supported
-from mobilenet_ext.modules.structure import Snapshot, global_hook_reason, mode_reason, plain_class
+from mobilenet_ext.modules.structure import Snapshot, global_hook_reason, mode_reason
 from mobilenet_ext.modules.switch import switch
+from mobilenet_ext.modules.traced import run_traced, trace_key
 from mobilenet_ext.spec import BlockSpec, encode
 
 if TYPE_CHECKING:
@@ -41,23 +42,6 @@ _is_autocast_enabled = torch.is_autocast_enabled
 _tracing_state = torch._C._get_tracing_state
 _transforms_active = torch._C._are_functorch_transforms_active
 _AUTOCAST_INPUTS = frozenset({torch.float32, torch.bfloat16, torch.float16})
-
-
-def lookup(module: nn.Module | None, path: str) -> nn.Module | None:
-    """The submodule at ``path`` by plain attribute access, which torch.compile turns into its usual sources."""
-    for atom in path.split(".") if path else ():
-        module = getattr(module, atom, None)
-    return module
-
-
-def _program_key(match: Match, layout: str) -> str:
-    program, constants = encode(match.chain, layout)
-    return " ".join(map(str, program)) + "|" + " ".join(map(repr, constants))
-
-
-def _decode_key(key: str) -> tuple[list[int], list[float]]:
-    program, constants = key.split("|")
-    return [int(code) for code in program.split()], [float(number) for number in constants.split()]
 
 
 class FusedChain:
@@ -76,14 +60,13 @@ class FusedChain:
 
     def _set_layout(self, follow_input: bool) -> None:
         self.follow_input = follow_input
-        # One string, so that a compiled graph guards on one value instead of on every number of the program.
-        self.key = _program_key(self.match, "follow_input" if follow_input else "channels_last")
-        self.program, self.constants = _decode_key(self.key)
+        layout = "follow_input" if follow_input else "channels_last"
+        self.program, self.constants = encode(self.match.chain, layout)
+        self.key = trace_key(self.match, self.snapshot, layout)
         first = self.match.chain[0]
         self.in_channels = first.in_channels if isinstance(first, BlockSpec) else first.in_features
         items = [item for item in self.match.chain if isinstance(item, BlockSpec)]
         self._only_residual = len(items) == len(self.match.chain) and all(item.residual for item in items)
-        self._skipped_classes = tuple(self.snapshot.classes())
 
     def _reset(self) -> None:
         watch_optimizers()
@@ -150,7 +133,7 @@ class FusedChain:
         answer it with the result or the error that their user knows.
         """
         if is_compiling():
-            return self._run_traced(module, x)
+            return run_traced(self, module, x)
         if (
             type(x) not in PLAIN_TENSORS
             or switch.depth
@@ -166,7 +149,7 @@ class FusedChain:
             if x.dtype not in _AUTOCAST_INPUTS:
                 return None
             y = self._run_eager(module, x.float())
-            return y if y is None else y.to(self._autocast_dtype(x))
+            return y if y is None else y.to(self.autocast_dtype(x))
         if x.dtype is not torch.float32:
             return None
         self.last_shape = shape
@@ -229,46 +212,7 @@ class FusedChain:
             bound.holds, bound.epoch = self.snapshot.holds((module, *bound.structure.modules)), epoch
         return tensors if bound.holds and all(map(is_supported, tensors)) else None
 
-    def _run_traced(self, module: nn.Module, x: Any) -> Tensor | None:
-        """The form for torch.compile and torch.export: no look at sizes, versions or addresses.
-
-        Training modes, classes and hooks of the inner modules are read with ordinary Python, so that the compiler
-        guards on them as it does for the plain modules.
-        """
-        if switch.depth or not isinstance(x, Tensor) or x.dim() != 4 or x.device.type != "cpu":
-            return None
-        if x.shape[1] != self.in_channels or x.layout != torch.strided:
-            return None
-        for path in self.match.norms + self.match.identities:
-            part = lookup(module, path)
-            if part is None or part.training:
-                return None
-        for path, cls in self._skipped_classes:
-            part = lookup(module, path)
-            if part is None or plain_class(part) is not cls or part._forward_hooks or part._forward_pre_hooks:
-                return None
-            if part._backward_hooks or part._backward_pre_hooks:
-                return None
-        sources: list[Any] = [getattr(lookup(module, source.path), source.name, None) for source in self.match.sources]
-        for tensor in sources:
-            if tensor is None or (tensor.is_floating_point() and tensor.dtype != torch.float32):
-                return None
-        dtype = None
-        if torch.is_autocast_enabled("cpu"):
-            if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-                return None
-            dtype = self._autocast_dtype(x)
-            x = x.float()
-        elif x.dtype != torch.float32:
-            return None
-        program, constants = _decode_key(self.key)
-        slot = None if is_exporting() else self.graph_slot.tensor
-        grad = torch.is_grad_enabled() and (x.requires_grad or any(t.requires_grad for t in sources))
-        op = _ops.chain_grad.default if grad else _ops.chain.default
-        y = op(x, sources, slot, program, constants)
-        return y if dtype is None else y.to(dtype)
-
-    def _autocast_dtype(self, x: Tensor) -> torch.dtype:
+    def autocast_dtype(self, x: Tensor) -> torch.dtype:
         """The dtype that the plain modules return: a shortcut from a wider input widens the sum."""
         dtype = torch.get_autocast_dtype("cpu")
         return torch.promote_types(dtype, x.dtype) if self._only_residual else dtype

@@ -1,0 +1,90 @@
+"""The fused chain under torch.compile and torch.export.
+
+No look at sizes, versions or addresses.  Training modes, classes and hooks of the inner modules are read with ordinary
+Python, so that the compiler guards on them as it does for the plain modules.  What a chain itself says comes as one
+string, so that the compiler guards on one value instead of on thousands.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.compiler import is_exporting
+
+from mobilenet_ext.modules.structure import Snapshot, plain_class
+from mobilenet_ext.modules.switch import switch
+from mobilenet_ext.spec import encode
+
+if TYPE_CHECKING:
+    from mobilenet_ext.matchers import Match
+    from mobilenet_ext.modules.chain import FusedChain
+
+_ops = torch.ops.mobilenet_ext
+_FIELD, _ITEM, _PAIR = "\n", "\t", "\r"
+
+
+def _class_name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def trace_key(match: Match, snapshot: Snapshot, layout: str) -> str:
+    """Everything that a graph of the chain depends on: program, constants, tensors, modes and classes."""
+    program, constants = encode(match.chain, layout)
+    fields = (
+        map(str, program),
+        map(repr, constants),
+        (source.path + _PAIR + source.name for source in match.sources),
+        (path + _PAIR for path in match.norms + match.identities),
+        (path + _PAIR + _class_name(cls) for path, cls in snapshot.classes()),
+    )
+    return _FIELD.join(_ITEM.join(field) for field in fields)
+
+
+def _pairs(field: str) -> list[list[str]]:
+    return [item.split(_PAIR) for item in field.split(_ITEM)] if field else []
+
+
+def _lookup(module: nn.Module | None, path: str) -> nn.Module | None:
+    """The submodule at ``path`` by plain attribute access, which torch.compile turns into its usual sources."""
+    for atom in path.split(".") if path else ():
+        module = getattr(module, atom, None)
+    return module
+
+
+def run_traced(chain: FusedChain, module: nn.Module, x: Any) -> Tensor | None:
+    """The operator call for ``x`` (N, C, H, W), or None when the plain modules have to be traced."""
+    if switch.depth or not isinstance(x, Tensor) or x.dim() != 4 or x.device.type != "cpu":
+        return None
+    if x.shape[1] != chain.in_channels or x.layout != torch.strided:
+        return None
+    program, constants, sources, modes, classes = chain.key.split(_FIELD)
+    for path, _ in _pairs(modes):
+        part = _lookup(module, path)
+        if part is None or part.training:
+            return None
+    for path, name in _pairs(classes):
+        part = _lookup(module, path)
+        if part is None or _class_name(plain_class(part)) != name:
+            return None
+        if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks:
+            return None
+    tensors: list[Any] = [getattr(_lookup(module, path), name, None) for path, name in _pairs(sources)]
+    for tensor in tensors:
+        if tensor is None or (tensor.is_floating_point() and tensor.dtype != torch.float32):
+            return None
+    dtype = None
+    if torch.is_autocast_enabled("cpu"):
+        if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+            return None
+        dtype = chain.autocast_dtype(x)
+        x = x.float()
+    elif x.dtype != torch.float32:
+        return None
+    slot = None if is_exporting() else chain.graph_slot.tensor
+    grad = torch.is_grad_enabled() and (x.requires_grad or any(t.requires_grad for t in tensors))
+    op = _ops.chain_grad.default if grad else _ops.chain.default
+    codes = [int(code) for code in program.split(_ITEM)]
+    y = op(x, tensors, slot, codes, [float(number) for number in constants.split(_ITEM)])
+    return y if dtype is None else y.to(dtype)
