@@ -21,7 +21,7 @@ from .spec import BlockSpec, ConvSpec, LinearSpec, decode
 
 @dataclass
 class _Stage:
-    """What the adjoint of one stage needs: the padded input, the convolution's result and the value before activation."""
+    """What the adjoint of one stage needs: padded input, the convolution's result, the value before activation."""
 
     spec: ConvSpec
     tensors: dict[str, Tensor]
@@ -94,13 +94,13 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, list[Tensor | None
             stages.append([])
             break
         y, done = x, []
-        for (_, spec), t in zip(item.stages(), tensors):
+        for (_, spec), t in zip(item.stages(), tensors, strict=True):
             stage, y = _forward_stage(spec, t, y)
             done.append(stage)
         stages.append(done)
         x = y.mean((2, 3)) if item.pool else y + x if item.residual else y
     result: list[Tensor | None] = []
-    for (item, tensors), before, done in zip(reversed(items), reversed(inputs), reversed(stages)):
+    for (item, tensors), before, done in zip(reversed(items), reversed(inputs), reversed(stages), strict=True):
         if isinstance(item, LinearSpec):
             named = {"weight": grad.t() @ before, "conv_bias": grad.sum(0)}
             result = [named[name] for name in item.sources]

@@ -34,9 +34,7 @@ def _empty_result(x: Tensor, program: Program) -> Tensor:
         x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last)
     )
     layout = torch.contiguous_format if planar else torch.channels_last
-    return torch.empty(
-        (x.shape[0], channels, height, width), dtype=x.dtype, device=x.device, memory_format=layout
-    )
+    return torch.empty((x.shape[0], channels, height, width), dtype=x.dtype, device=x.device, memory_format=layout)
 
 
 def _fake_chain(
@@ -172,8 +170,8 @@ def depthwise_conv_bn_act(
 ) -> Tensor:
     """Depthwise convolution, BatchNorm with running statistics, activation: one kernel.
 
-    The counterpart of ``act(F.batch_norm(F.conv2d(x, weight, bias, ..., groups=C), running_mean, running_var, bn_weight,
-    bn_bias, False, 0, eps))``.  Arguments as in :func:`depthwise_conv2d`; the BatchNorm vectors are (C,) fp32;
+    The counterpart of ``act(F.batch_norm(F.conv2d(x, weight, bias, ..., groups=C), running_mean, running_var,
+    bn_weight, bn_bias, False, 0, eps))``.  Arguments as in :func:`depthwise_conv2d`; the BatchNorm vectors are (C,) fp32;
     ``activation`` is ``"none"``, ``"relu"`` or ``"relu6"``.
 
     Returns: (N, C, H', W') fp32 in the memory format of ``x``.
@@ -222,14 +220,12 @@ def inverted_residual(
         if weight.dim() != 4 or weight.shape[2:] != (1, 1):
             raise ValueError(f"{name} weight has shape {tuple(weight.shape)}; allowed: (out, in, 1, 1)")
         present = {"weight": weight, **named(vectors)}
-        spec = ConvSpec(
-            weight.shape[1], weight.shape[0], activation=act, eps=eps, sources=tuple(present)
-        )
+        spec = ConvSpec(weight.shape[1], weight.shape[0], activation=act, eps=eps, sources=tuple(present))
         return spec, list(present.values())
 
     def named(vectors: BatchNormVectors) -> dict[str, Tensor]:
         names = ("bn_weight", "bn_bias", "running_mean", "running_var")
-        return {n: v for n, v in zip(names, vectors) if v is not None}
+        return {n: v for n, v in zip(names, vectors, strict=True) if v is not None}
 
     expand_spec, sources = dense("expand", expand, activation) if expand is not None else (None, [])
     weight, vectors = depthwise

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import islice
+from itertools import islice, pairwise
 
 PROGRAM_VERSION = 1
 
@@ -65,11 +65,13 @@ class ConvSpec:
             raise ValueError(f"padding is {self.padding!r}; allowed: four integers or 'same'")
         if self.depthwise and self.in_channels != self.out_channels:
             raise ValueError(
-                f"a depthwise stage has as many output as input channels, got {self.in_channels} and {self.out_channels}"
+                f"a depthwise stage keeps the channel count; got {self.in_channels} and {self.out_channels}"
             )
         order = [name for name in _SOURCE_BITS if name in self.sources]
         if tuple(order) != self.sources or self.sources[:1] != ("weight",):
-            raise ValueError(f"sources is {self.sources}; allowed: 'weight' first, then any of {list(_SOURCE_BITS)[1:]} in order")
+            raise ValueError(
+                f"sources is {self.sources}; allowed: 'weight' first, then any of {list(_SOURCE_BITS)[1:]} in order"
+            )
 
     @property
     def has_bn(self) -> bool:
@@ -98,7 +100,16 @@ class ConvSpec:
         mask = sum(_SOURCE_BITS[name] for name in self.sources)
         pads = [0, 0, 0, 0] if isinstance(self.padding, str) else list(self.padding)
         geometry = [*self.kernel, *self.stride, *self.dilation]
-        return [ROLES[role], self.in_channels, self.out_channels, *geometry, int(same), *pads, ACTIVATIONS[self.activation], mask]
+        return [
+            ROLES[role],
+            self.in_channels,
+            self.out_channels,
+            *geometry,
+            int(same),
+            *pads,
+            ACTIVATIONS[self.activation],
+            mask,
+        ]
 
 
 @dataclass(frozen=True)
@@ -120,16 +131,20 @@ class BlockSpec:
         stages = [spec for _, spec in self.stages()]
         if not stages:
             raise ValueError("a block needs at least one of expand, depthwise and project")
-        for first, second in zip(stages, stages[1:]):
+        for first, second in pairwise(stages):
             if first.out_channels != second.in_channels:
-                raise ValueError(f"stages do not fit: {first.out_channels} output channels feed {second.in_channels} input channels")
+                raise ValueError(
+                    f"stages do not fit: {first.out_channels} output channels feed {second.in_channels} input channels"
+                )
         if self.depthwise is not None and not self.depthwise.depthwise:
             raise ValueError("the depthwise stage must have depthwise=True")
         for spec in (self.expand, self.project):
             if spec is not None and spec.depthwise:
                 raise ValueError("expand and project must be dense")
         if self.project is not None and (self.depthwise is None or self.project.kernel != (1, 1)):
-            raise ValueError("project is a 1x1 convolution after a depthwise stage; a lone 1x1 convolution is an expand")
+            raise ValueError(
+                "project is a 1x1 convolution after a depthwise stage; a lone 1x1 convolution is an expand"
+            )
         if self.residual and self.in_channels != self.out_channels:
             raise ValueError(f"residual needs equal channels, got {self.in_channels} and {self.out_channels}")
         if self.pool and (len(stages) != 1 or self.expand is None or self.expand.kernel != (1, 1) or self.residual):
@@ -241,7 +256,9 @@ def _decode(program: tuple[int, ...], constants: tuple[float, ...]) -> Program:
         block_flags, stages = next(values), next(values)
         specs = {}
         for _ in range(stages):
-            role, cin, cout, kh, kw, sh, sw, dh, dw, same, top, bottom, left, right, activation, mask = islice(values, 16)
+            role, cin, cout, kh, kw, sh, sw, dh, dw, same, top, bottom, left, right, activation, mask = islice(
+                values, 16
+            )
             specs[_name_of(ROLES, role)] = ConvSpec(
                 cin, cout, (kh, kw), (sh, sw), (dh, dw), "same" if same else (top, bottom, left, right),
                 role == ROLES["depthwise"], _name_of(ACTIVATIONS, activation), next(eps), _names(mask),

@@ -25,7 +25,10 @@ def random_sources(chain):
     tensors = []
     for item in chain:
         if isinstance(item, LinearSpec):
-            tensors += [torch.randn(item.out_features, item.in_features) / math.sqrt(item.in_features), torch.randn(item.out_features)]
+            tensors += [
+                torch.randn(item.out_features, item.in_features) / math.sqrt(item.in_features),
+                torch.randn(item.out_features),
+            ]
             continue
         for _, spec in item.stages():
             fan = math.prod(spec.weight_shape[1:])
@@ -134,7 +137,11 @@ def test_any_block_matches_float64(isa, data):
     kernel, dilation = draw(st.integers(1, 6), "kernel"), draw(st.integers(1, 2), "dilation")
     pads = draw(st.one_of(st.just("same"), st.tuples(*[st.integers(0, 3)] * 4)), "padding")
     size = draw(st.tuples(st.integers(12, 20), st.integers(12, 20)), "size")
-    chain = (inverted(cin, hidden, cout, kernel, stride, pads, draw(st.sampled_from(["none", "relu", "relu6"])), False, dilation),)
+    chain = (
+        inverted(
+            cin, hidden, cout, kernel, stride, pads, draw(st.sampled_from(["none", "relu", "relu6"])), False, dilation
+        ),
+    )
     x = make_input((draw(st.integers(1, 3)), cin, *size), draw(st.sampled_from(LAYOUTS)))
     sources = random_sources(chain)
     result = check(run(chain, x, sources), chain, x, sources)
@@ -214,7 +221,9 @@ def test_fake_strides_are_the_kernel_strides(shape, layout):
         program, constants = encode((spec,), follow)
         real = torch.ops.mobilenet_ext.chain(x, sources, None, program, constants)
         with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True) as mode:
-            fake = torch.ops.mobilenet_ext.chain(mode.from_tensor(x), [mode.from_tensor(s) for s in sources], None, program, constants)
+            fake = torch.ops.mobilenet_ext.chain(
+                mode.from_tensor(x), [mode.from_tensor(s) for s in sources], None, program, constants
+            )
         assert real.stride() == fake.stride()
         assert real.shape == fake.shape
 
@@ -249,7 +258,12 @@ def test_depthwise_conv_bn_act_is_the_modules(isa):
 
 def test_inverted_residual_is_the_composition(isa):
     block = inverted(16, 96, 16, residual=True)
-    block = BlockSpec(block.expand, ConvSpec(96, 96, (3, 3), (1, 1), (1, 1), (1,) * 4, True, "relu6", 1e-5, BN), block.project, residual=True)
+    block = BlockSpec(
+        block.expand,
+        ConvSpec(96, 96, (3, 3), (1, 1), (1, 1), (1,) * 4, True, "relu6", 1e-5, BN),
+        block.project,
+        residual=True,
+    )
     t, x = random_sources((block,)), make_input((2, 16, 9, 9), "contiguous")
     y = ops.inverted_residual(x, (t[0], tuple(t[1:5])), (t[5], tuple(t[6:10])), (t[10], tuple(t[11:])), residual=True)
     assert check(y, (block,), x, t).ok
@@ -342,7 +356,10 @@ def test_bad_sources_and_sizes():
         (lambda x, w: ops.depthwise_conv2d(x[:, :5], w), "x has 5 channels; this weight takes 8"),
         (lambda x, w: ops.depthwise_conv2d(x[0], w), "allowed: four dimensions"),
         (lambda x, w: ops.depthwise_conv2d(x.double(), w), "x is torch.float64; allowed: torch.float32"),
-        (lambda x, w: ops.depthwise_conv2d(x, w.expand(8, 2, 3, 3)), r"weight has shape \(8, 2, 3, 3\); allowed: \(C, 1"),
+        (
+            lambda x, w: ops.depthwise_conv2d(x, w.expand(8, 2, 3, 3)),
+            r"weight has shape \(8, 2, 3, 3\); allowed: \(C, 1",
+        ),
         (lambda x, w: ops.depthwise_conv2d(x.to("meta"), w), "x is on meta; allowed: the CPU"),
     ],
 )
@@ -352,7 +369,9 @@ def test_functional_errors(call, message):
 
 
 def test_unknown_isa_is_refused_with_the_list():
-    with pytest.raises(ValueError, match=r"'avx9000', which is no instruction set of this build; allowed here: .*scalar"):
+    with pytest.raises(
+        ValueError, match=r"'avx9000', which is no instruction set of this build; allowed here: .*scalar"
+    ):
         native.set_isa_cap("avx9000")
 
 

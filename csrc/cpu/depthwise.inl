@@ -2,14 +2,18 @@
 // time. Included by the per-ISA files after a simd_*.h.
 namespace {
 
-// Store U vectors, the last block possibly with fewer channels.
+// Bias, activation and store of U columns, the last block possibly with fewer channels.
 template <int U>
-ALWAYS_INLINE void depthwise_store(const Full::T (&acc)[U], const DepthwiseArgs& d, float* out, int valid) {
+ALWAYS_INLINE void depthwise_store(const Full::T (&acc)[U], const DepthwiseArgs& d, int block, int column, int valid) {
   const Full::T lo = Full::broadcast(&d.lo), hi = Full::broadcast(&d.hi);
+  const Full::T bias = Full::load(d.bias + block * Full::W);
+  float* out = d.out + block * d.out_block + column * d.out_pixel;
   if (valid == Full::W) {
-    UNROLL for (int u = 0; u < U; ++u) Full::store(out + u * d.out_pixel, Full::clamp(acc[u], lo, hi));
+    UNROLL for (int u = 0; u < U; ++u) Full::store(out + u * d.out_pixel, Full::clamp(Full::add(acc[u], bias), lo, hi));
   } else {
-    UNROLL for (int u = 0; u < U; ++u) Full::store_partial(out + u * d.out_pixel, Full::clamp(acc[u], lo, hi), valid);
+    UNROLL for (int u = 0; u < U; ++u) {
+      Full::store_partial(out + u * d.out_pixel, Full::clamp(Full::add(acc[u], bias), lo, hi), valid);
+    }
   }
 }
 
@@ -18,8 +22,7 @@ template <int KW, int S, int U>
 NOINLINE void depthwise_row_fixed(const DepthwiseArgs& d, int block, int column, int valid) {
   using T = Full::T;
   T acc[U];
-  const T bias = Full::load(d.bias + block * Full::W);
-  UNROLL for (int u = 0; u < U; ++u) acc[u] = bias;
+  UNROLL for (int u = 0; u < U; ++u) acc[u] = Full::zero();
   const float* w = d.weights + (static_cast<ptrdiff_t>(block) * d.kh + d.ky_begin) * KW * Full::W;
   const ptrdiff_t start = block * d.in_block + static_cast<ptrdiff_t>(column) * S * d.in_pixel;
   for (int ky = d.ky_begin; ky < d.ky_end; ++ky) {
@@ -37,7 +40,7 @@ NOINLINE void depthwise_row_fixed(const DepthwiseArgs& d, int block, int column,
     }
     w += KW * Full::W;
   }
-  depthwise_store<U>(acc, d, d.out + block * d.out_block + column * d.out_pixel, valid);
+  depthwise_store<U>(acc, d, block, column, valid);
 }
 
 // Any kernel width, stride and dilation.
@@ -45,8 +48,7 @@ template <int U>
 NOINLINE void depthwise_row_any(const DepthwiseArgs& d, int block, int column, int valid) {
   using T = Full::T;
   T acc[U];
-  const T bias = Full::load(d.bias + block * Full::W);
-  UNROLL for (int u = 0; u < U; ++u) acc[u] = bias;
+  UNROLL for (int u = 0; u < U; ++u) acc[u] = Full::zero();
   const ptrdiff_t step = d.stride * d.in_pixel;
   for (int ky = d.ky_begin; ky < d.ky_end; ++ky) {
     const float* w = d.weights + (static_cast<ptrdiff_t>(block) * d.kh + ky) * d.kw * Full::W;
@@ -57,7 +59,7 @@ NOINLINE void depthwise_row_any(const DepthwiseArgs& d, int block, int column, i
       x += d.dilation * d.in_pixel;
     }
   }
-  depthwise_store<U>(acc, d, d.out + block * d.out_block + column * d.out_pixel, valid);
+  depthwise_store<U>(acc, d, block, column, valid);
 }
 
 using DepthwiseFunction = void (*)(const DepthwiseArgs&, int, int, int);

@@ -16,14 +16,26 @@ ALWAYS_INLINE void gemm_step(typename V::T (&acc)[MR][NV], const float* const (&
   }
 }
 
-// What becomes of a tile's accumulators: activation, then pooled sums, or residual and store.
+// What becomes of a tile's accumulators: bias, activation, then pooled sums, or residual and store.
 template <class V, int NV, int MR>
 ALWAYS_INLINE void gemm_store(const GemmArgs& g, typename V::T (&acc)[MR][NV], float* c, const int32_t* offsets,
                               const float* residual) {
   using T = typename V::T;
   constexpr int kWidth = NV * V::W;
   const T lo = V::broadcast(&g.lo), hi = V::broadcast(&g.hi);
-  UNROLL for (int m = 0; m < MR; ++m) { UNROLL for (int v = 0; v < NV; ++v) acc[m][v] = V::clamp(acc[m][v], lo, hi); }
+  T bias[NV];
+  UNROLL for (int v = 0; v < NV; ++v) bias[v] = V::load(g.bias + v * V::W);
+  if (!residual && !g.pool && g.n_valid == kWidth) {
+    // The usual end, one element after the other: its results leave while the next tile's sums begin.
+    UNROLL for (int m = 0; m < MR; ++m) {
+      float* out = c + offsets[m];
+      UNROLL for (int v = 0; v < NV; ++v) V::store(out + v * g.c_vector, V::clamp(V::add(acc[m][v], bias[v]), lo, hi));
+    }
+    return;
+  }
+  UNROLL for (int m = 0; m < MR; ++m) {
+    UNROLL for (int v = 0; v < NV; ++v) acc[m][v] = V::clamp(V::add(acc[m][v], bias[v]), lo, hi);
+  }
   if (g.pool) {
     UNROLL for (int v = 0; v < NV; ++v) {
       T sum = V::load(g.pool + v * V::W);
@@ -33,14 +45,11 @@ ALWAYS_INLINE void gemm_store(const GemmArgs& g, typename V::T (&acc)[MR][NV], f
     return;
   }
   if (g.n_valid == kWidth) {
-    if (residual) {
-      UNROLL for (int m = 0; m < MR; ++m) {
-        UNROLL for (int v = 0; v < NV; ++v) acc[m][v] =
-            V::add(acc[m][v], V::load(residual + m * g.residual_pixel + v * V::W));
-      }
-    }
     UNROLL for (int m = 0; m < MR; ++m) {
-      UNROLL for (int v = 0; v < NV; ++v) V::store(c + offsets[m] + v * g.c_vector, acc[m][v]);
+      UNROLL for (int v = 0; v < NV; ++v) {
+        const T r = V::load(residual + m * g.residual_pixel + v * V::W);
+        V::store(c + offsets[m] + v * g.c_vector, V::add(acc[m][v], r));
+      }
     }
     return;
   }
@@ -70,10 +79,7 @@ NOINLINE void gemm_tile(const GemmArgs& g, int count, const float* a, float* c, 
   const ptrdiff_t stride = g.a_pixel;
   for (; count > 0; --count) {
     T acc[MR][NV];
-    UNROLL for (int v = 0; v < NV; ++v) {
-      const T bias = V::load(g.bias + v * V::W);
-      UNROLL for (int m = 0; m < MR; ++m) acc[m][v] = bias;
-    }
+    UNROLL for (int m = 0; m < MR; ++m) { UNROLL for (int v = 0; v < NV; ++v) acc[m][v] = V::zero(); }
     const float* b = g.b;
     for (int s = 0; s < g.segment_count; ++s) {
       const float* base[(MR + 2) / 3];
@@ -147,7 +153,7 @@ NOINLINE void gemv_tile(const GemvArgs& g, int panel, int n_valid_last) {
   T acc[P][NV];
   UNROLL for (int p = 0; p < P; ++p) {
     b[p] = g.b + (panel + p) * g.b_panel;
-    UNROLL for (int v = 0; v < NV; ++v) acc[p][v] = V::load(g.bias + (panel + p) * kWidth + v * V::W);
+    UNROLL for (int v = 0; v < NV; ++v) acc[p][v] = V::zero();
   }
   for (int k = 0; k < g.k; ++k) {
     const T x = V::broadcast(g.a + k);
@@ -161,7 +167,8 @@ NOINLINE void gemv_tile(const GemvArgs& g, int panel, int n_valid_last) {
     UNROLL for (int v = 0; v < NV; ++v) {
       const int n = (p == P - 1 ? n_valid_last : kWidth) - v * V::W;
       float* out = g.c + (panel + p) * kWidth + v * V::W;
-      const T y = V::clamp(acc[p][v], lo, hi);
+      const T bias = V::load(g.bias + (panel + p) * kWidth + v * V::W);
+      const T y = V::clamp(V::add(acc[p][v], bias), lo, hi);
       if (n >= V::W) {
         V::store(out, y);
       } else if (n > 0) {

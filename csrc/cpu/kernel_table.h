@@ -6,8 +6,9 @@
 
 namespace mobilenet_ext {
 
-// C[m][n] = clamp(bias[n] + sum over k of A[m][k] * B[k][n], lo, hi) (+ residual[m][n]) for one panel of columns.
-// The sum is one chain of FMAs per element: bias first, then k ascending, whatever the tile.
+// C[m][n] = clamp(sum over k of A[m][k] * B[k][n] + bias[n], lo, hi) (+ residual[m][n]) for one panel of columns.
+// The sum is one chain of FMAs per element from zero, k ascending, whatever the tile; the bias comes last. A folded
+// bias is often far larger than the sums that it shifts, and a chain that starts from it rounds every step to its size.
 struct GemmArgs {
   // A: pixel m, k = (segment s, offset j) at a[m * a_pixel + segments[s] + j]; strides in floats.
   const float* a;

@@ -6,6 +6,7 @@ namespace {
 struct Full {
   using T = __m256;
   static constexpr int W = 8;
+  static ALWAYS_INLINE T zero() { return _mm256_setzero_ps(); }
   static ALWAYS_INLINE T load(const float* p) { return _mm256_loadu_ps(p); }
   static ALWAYS_INLINE void store(float* p, T v) { _mm256_storeu_ps(p, v); }
   // Through a stack row: masked stores are slow on AMD before AVX-512.

@@ -6,6 +6,7 @@ namespace {
 struct Full {
   using T = __m512;
   static constexpr int W = 16;
+  static ALWAYS_INLINE T zero() { return _mm512_setzero_ps(); }
   static ALWAYS_INLINE T load(const float* p) { return _mm512_loadu_ps(p); }
   static ALWAYS_INLINE void store(float* p, T v) { _mm512_storeu_ps(p, v); }
   static ALWAYS_INLINE void store_partial(float* p, T v, int n) {
@@ -27,6 +28,7 @@ struct Full {
 struct Half {
   using T = __m256;
   static constexpr int W = 8;
+  static ALWAYS_INLINE T zero() { return _mm256_setzero_ps(); }
   static ALWAYS_INLINE T load(const float* p) { return _mm256_loadu_ps(p); }
   static ALWAYS_INLINE void store(float* p, T v) { _mm256_storeu_ps(p, v); }
   static ALWAYS_INLINE void store_partial(float* p, T v, int n) {

@@ -93,8 +93,8 @@ def _curves(axes: Axes, groups: Sequence[Sequence[Result]]) -> None:
         for name in dict.fromkeys(e.name for result in group for e in result.entries if e.timing):
             points = [(r.batch, r.milliseconds(e)) for r in group for e in r.entries if e.name == name and e.timing]
             label = f"{name}, {group[0].case}, {group[0].threads} thr."
-            width = 2.2 if name == OURS else 0.9
-            axes.plot(*zip(*sorted(points), strict=True), marker="o", linewidth=width, markersize=3, label=label)
+            style = {"linewidth": 2.2, "color": _OURS_COLOUR} if name == OURS else {"linewidth": 0.9}
+            axes.plot(*zip(*sorted(points), strict=True), marker="o", markersize=3, label=label, **style)
     axes.set_xscale("log", base=2)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("batch size")

@@ -90,7 +90,7 @@ def _machine(report: Report) -> Table:
 
 def _network(result: Result) -> Table:
     headings = ("contender", "ms/image p50", "min", "p99", "% of peak", "ours is faster", "error")
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for entry in result.entries:
         timing = entry.timing
         if timing is None:
@@ -147,10 +147,10 @@ def _against(entry: Entry | None) -> str:
 
 
 def _extras(report: Report) -> Iterator[Table]:
+    rows: list[tuple[str, ...]]
     if report.startup:
         startup = report.startup
-        imports = [(name.replace("_", " ", 1), f"{seconds:.2f} s") for name, seconds in startup["imports"].items()]
-        rows = [*imports]
+        rows = [(name.replace("_", " ", 1), f"{seconds:.2f} s") for name, seconds in startup["imports"].items()]
         for model in startup["models"]:
             rows.append((f"fuse {model['model']}", f"{1e3 * model['fuse']:.0f} ms"))
             for call in ("first", "second"):
@@ -182,7 +182,8 @@ def best_rival(result: Result) -> Entry | None:
 
 def _summary(results: Sequence[Result]) -> Table:
     """Every configuration against its fastest rival, what it loses, and the geometric mean."""
-    rows, lost, notes, logs = [], set(), [], []
+    rows: list[tuple[str, ...]] = []
+    lost, notes, logs = set(), [], []
     for result in results:
         best = best_rival(result)
         if best is None or best.speedup is None:

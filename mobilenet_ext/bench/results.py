@@ -41,7 +41,8 @@ class Result:
     """One case at one batch size and number of threads; ``multiply_adds`` and ``bytes`` are those of the whole batch.
 
     ``peak`` is the highest FMA rate in FLOP/s that ``threads`` cores showed in these rounds.  ``kernels`` counts what
-    one call of ours ran, as 'block.avx512'; ``choice`` is how a single layer is planned.
+    one call of ours ran, as 'block.avx512'; ``choice`` is how a single layer is planned: as a
+    whole block or one convolution, and what its threads split.
     """
 
     case: str

@@ -162,7 +162,7 @@ def _choice(case: Case, threads: int) -> str:
         return ""
     program, constants = encode((case.layer.item,))
     step = native.plan(program, constants, *case.layer.size, threads)[0]
-    return f"{step['kind']}, split by {step['split']}"
+    return f"{step['kind']}/{step['split']}"
 
 
 @contextlib.contextmanager

@@ -142,6 +142,8 @@ def paper_layers(kinds: Sequence[str]) -> list[Layer]:
 
 def parts(layer: Layer) -> list[Layer]:
     """The convolutions that a layer consists of, each with the size of its input."""
+    if layer.item.kind == "conv":
+        return [layer]
     result = []
     size = layer.size
     for _, spec in layer.item.stages():

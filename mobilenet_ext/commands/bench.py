@@ -24,6 +24,7 @@ EPILOG = (
 KINDS = ("dense", "pointwise", "depthwise", "separable", "block")
 _BATCHES = (1, 8)
 _LAYER_BATCHES = (1,)
+_PIPE_WIDTH = 140  # characters
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -99,7 +100,8 @@ def run(args: argparse.Namespace) -> int:
     elif args.markdown:
         print(reports.markdown(report))
     else:
-        reports.print_report(report, Console())
+        console = Console()
+        reports.print_report(report, console if console.is_terminal else Console(width=_PIPE_WIDTH))
     if args.json not in (None, "-"):
         Path(args.json).write_text(report.to_json() + "\n")
     if args.plot is not None:
