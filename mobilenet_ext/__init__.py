@@ -13,13 +13,13 @@ __version__ = "0.1.0"
 
 # Public name -> module; loaded on first use, so that `import mobilenet_ext` stays light.
 _EXPORTS = {
-    "fuse": "fuse",
-    "unfuse": "fuse",
-    "refresh": "fuse",
-    "freeze": "fuse",
-    "disabled": "fuse",
+    "fuse": "fusion",
+    "unfuse": "fusion",
+    "refresh": "fusion",
+    "freeze": "fusion",
+    "disabled": "fusion",
     "fusion_report": "report",
-    "verify": "verify",
+    "verify": "verification",
     "FusedInvertedResidual": "modules",
     "FusedDepthwiseSeparable": "modules",
     "FusedConvBNAct": "modules",
@@ -27,9 +27,24 @@ _EXPORTS = {
 }
 _SUBMODULES = ("models", "ops")
 
-__all__ = [*_EXPORTS, *_SUBMODULES, "__version__"]
+__all__ = [
+    "FusedConvBNAct",
+    "FusedDepthwiseSeparable",
+    "FusedInvertedResidual",
+    "FusedSequential",
+    "__version__",
+    "disabled",
+    "freeze",
+    "fuse",
+    "fusion_report",
+    "models",
+    "ops",
+    "refresh",
+    "unfuse",
+    "verify",
+]
 
-from mobilenet_ext import _library, ops  # noqa: E402  registers the operators: exported programs need them on import
+import_module("mobilenet_ext.ops")  # registers the operators: exported programs need them on import
 
 
 def __getattr__(name: str) -> Any:
@@ -48,8 +63,8 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
-    from mobilenet_ext import models
-    from mobilenet_ext.fuse import disabled, freeze, fuse, refresh, unfuse
+    from mobilenet_ext import models, ops
+    from mobilenet_ext.fusion import disabled, freeze, fuse, refresh, unfuse
     from mobilenet_ext.modules import FusedConvBNAct, FusedDepthwiseSeparable, FusedInvertedResidual, FusedSequential
     from mobilenet_ext.report import fusion_report
-    from mobilenet_ext.verify import verify
+    from mobilenet_ext.verification import verify

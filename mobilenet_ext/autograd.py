@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._library import native
 from .backends.aten import activate, paddings, split
+from .freshness import bump_epoch
 from .spec import BlockSpec, ConvSpec, LinearSpec, decode
 
 
@@ -82,7 +82,7 @@ def _backward_stage(stage: _Stage, grad: Tensor) -> tuple[Tensor, dict[str, Tens
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, list[Tensor | None], None, None, None]:
-    native.bump_epoch()
+    bump_epoch()  # whoever called backward may now write to parameters in ways that leave no trace
     x, *sources = ctx.saved_tensors
     program = decode(ctx.program, ctx.constants)
     items = list(split(program.chain, sources))

@@ -16,7 +16,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from mobilenet_ext._library import native
-from mobilenet_ext.fuse import unfuse
+from mobilenet_ext.fusion import unfuse
 from mobilenet_ext.matchers import Match, Refusal, match_module
 from mobilenet_ext.modules.chain import FusedChain
 from mobilenet_ext.modules.mixin import fused_chains, sharing_copy

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from mobilenet_ext import _C
-from mobilenet_ext.fuse import disabled
+from mobilenet_ext.fusion import disabled
 from mobilenet_ext.models import InvertedResidual
 
 KINDS = ("block", "conv", "linear")

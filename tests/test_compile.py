@@ -18,7 +18,7 @@ from fused_cases import (
 from torch import nn
 from torch._dynamo.utils import counters
 
-from mobilenet_ext.fuse import disabled, fuse
+from mobilenet_ext.fusion import disabled, fuse
 from mobilenet_ext.models import MobileNetV2
 
 

@@ -12,7 +12,7 @@ import torch
 from fused_cases import assert_close, assert_fused_right, example, make_run, packs, plain_result, randomize
 from torch import nn
 
-from mobilenet_ext.fuse import fuse
+from mobilenet_ext.fusion import fuse
 from mobilenet_ext.models import MobileNetV2
 
 

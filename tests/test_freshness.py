@@ -23,7 +23,7 @@ from weight_edits import (
 )
 
 from mobilenet_ext.freshness import Slot, bump_epoch
-from mobilenet_ext.fuse import freeze, fuse, refresh
+from mobilenet_ext.fusion import freeze, fuse, refresh
 
 Edit = Callable[[nn.Module], None]
 MODELS = {"block": make_block, "run": make_run}

@@ -20,7 +20,7 @@ from fused_cases import (
 )
 from torch import nn
 
-from mobilenet_ext.fuse import fuse, unfuse
+from mobilenet_ext.fusion import fuse, unfuse
 from mobilenet_ext.models import MobileNetV2
 
 

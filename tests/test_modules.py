@@ -19,7 +19,7 @@ from fused_cases import (
 )
 from torch import nn
 
-from mobilenet_ext.fuse import disabled, fuse
+from mobilenet_ext.fusion import disabled, fuse
 from mobilenet_ext.models import DepthwiseSeparable, InvertedResidual
 from mobilenet_ext.modules import (
     FusedConvBNAct,

@@ -12,7 +12,7 @@ import torch
 from fused_cases import Features, assert_close, assert_fused_right, example, make_block, make_run, plain_result
 from torch.utils.data import DataLoader
 
-from mobilenet_ext.fuse import fuse
+from mobilenet_ext.fusion import fuse
 
 
 def test_pickle_in_a_new_process(tmp_path):
@@ -36,7 +36,7 @@ DISTRIBUTED = """
     import torch.distributed as dist
     from torch import nn
     from fused_cases import Features, assert_close, example, fused_path, make_run, plain_result
-    from mobilenet_ext.fuse import fuse
+    from mobilenet_ext.fusion import fuse
 
     rank = int(sys.argv[1])
     torch.set_num_threads(1)

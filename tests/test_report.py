@@ -9,7 +9,7 @@ import torch
 from fused_cases import example, make_block, make_run, randomize
 from torch import nn
 
-from mobilenet_ext.fuse import disabled, fuse
+from mobilenet_ext.fusion import disabled, fuse
 from mobilenet_ext.models import MobileNetV2
 from mobilenet_ext.report import fusion_report
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 from mobilenet_ext.freshness import bump_epoch
-from mobilenet_ext.fuse import fuse
+from mobilenet_ext.fusion import fuse
 
 
 def hook_forward(fused: nn.Module) -> None:

@@ -12,7 +12,7 @@ from fused_cases import assert_close, assert_fused_right, example, fused_path, m
 from torch import nn
 
 from mobilenet_ext import _C
-from mobilenet_ext.fuse import fuse, unfuse
+from mobilenet_ext.fusion import fuse, unfuse
 
 
 def edit(model: nn.Module) -> None:

@@ -14,7 +14,7 @@ from mobilenet_ext import loading
 from mobilenet_ext.backends.aten import run_chain
 from mobilenet_ext.commands import verify as command
 from mobilenet_ext.matchers import Match, match_module, source_tensors
-from mobilenet_ext.verify import verify
+from mobilenet_ext.verification import verify
 
 
 class ChainForward:
@@ -160,9 +160,9 @@ def user_module(monkeypatch):
     monkeypatch.setitem(sys.modules, "user_models", module)
 
     def use(fuse):
-        stub = types.ModuleType("mobilenet_ext.fuse")
+        stub = types.ModuleType("mobilenet_ext.fusion")
         stub.fuse = fuse
-        monkeypatch.setitem(sys.modules, "mobilenet_ext.fuse", stub)
+        monkeypatch.setitem(sys.modules, "mobilenet_ext.fusion", stub)
 
     return use
 

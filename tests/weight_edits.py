@@ -9,7 +9,7 @@ import torch
 from fused_cases import example
 from torch import nn
 
-from mobilenet_ext.fuse import refresh
+from mobilenet_ext.fusion import refresh
 
 Edit = Callable[[nn.Module], None]
 

@@ -187,7 +187,10 @@ std::shared_ptr<const Entry> fresh_entry(const std::vector<Tensor>& sources, con
     for (auto it = slotless.begin(); it != slotless.end() && !found; ++it) {
       const Entry& e = **it;
       bool same = e.sources.size() == sources.size() && e.program == program;
-      for (size_t i = 0; same && i < sources.size(); ++i) same = e.sources[i].address == sources[i].const_data_ptr();
+      for (size_t i = 0; same && i < sources.size(); ++i) {
+        // Small tensors are constants in AOTInductor's code and lie elsewhere on every call.
+        same = e.sources[i].by_value || e.sources[i].address == sources[i].const_data_ptr();
+      }
       if (!same) continue;
       found = *it;
       slotless.erase(it);

@@ -107,8 +107,12 @@ def parse(line: str) -> Layer:
 
 def read(path: str | Path) -> list[Layer]:
     """The layers of a file, in order; OSError if it cannot be read, ValueError with the number of a wrong line."""
+    try:
+        text = Path(path).read_text()
+    except OSError as error:
+        raise OSError(f"the shapes cannot be read: {error}") from error
     layers = []
-    for number, line in enumerate(Path(path).read_text().splitlines(), 1):
+    for number, line in enumerate(text.splitlines(), 1):
         if line.partition("#")[0].strip():
             try:
                 layers.append(parse(line))

@@ -104,10 +104,12 @@ def cache_flusher() -> Call:
 
 
 def _slot(call: Call, seconds: float, flush: Call | None, clock: Callable[[], float]) -> list[float]:
-    """Warm up, then time enough calls to fill ``seconds``."""
+    """Warm up, then time enough calls to fill ``seconds``, flushes included."""
     warm_start = clock()
     while True:
         start = clock()
+        if flush is not None:
+            flush()
         call()
         end = clock()
         if end - warm_start >= _WARM_SECONDS:

@@ -82,8 +82,12 @@ def run(args: argparse.Namespace) -> int:
     from ..bench import report as reports
     from ..bench import runner
 
+    # What would make a run useless is to be noticed before the measurements.
+    for name, target in (("--json", args.json), ("--plot", args.plot)):
+        if target not in (None, "-") and not Path(target).parent.is_dir():
+            raise ValueError(f"{name} is {str(target)!r}; its directory does not exist")
     if args.plot is not None:
-        import matplotlib  # noqa: F401  missing is to be noticed before the measurements
+        import matplotlib  # noqa: F401
     if args.isa:
         native.set_isa_cap(args.isa)
     try:

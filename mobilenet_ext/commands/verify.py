@@ -34,8 +34,8 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from mobilenet_ext import loading
-    from mobilenet_ext.fuse import fuse
-    from mobilenet_ext.verify import verify
+    from mobilenet_ext.fusion import fuse
+    from mobilenet_ext.verification import verify
 
     with Console(stderr=True).status(f"verifying {args.model}"):
         try:
