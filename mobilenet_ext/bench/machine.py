@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,11 @@ def describe() -> dict[str, Any]:
 def cores() -> int:
     """How many this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+def child_environment() -> dict[str, str]:
+    """An environment in which a new Python finds the very packages of this one."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(str(Path(entry).resolve()) for entry in sys.path)}
 
 
 def _cpu_name() -> str:

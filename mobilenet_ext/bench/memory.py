@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 import mobilenet_ext
+from mobilenet_ext.bench.machine import child_environment
 
 _FORMS = ("mobilenet_ext", "eager", "eager channels_last")
 
@@ -21,7 +22,7 @@ def measure(model: str, batch: int, size: tuple[int, int] | None, threads: int) 
     for form in _FORMS:
         arguments = [model, str(batch), json.dumps(size), str(threads), form]
         command = [sys.executable, "-m", "mobilenet_ext.bench.memory", *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=child_environment())
         if done.returncode:
             raise RuntimeError(f"memory of {form}: {(done.stderr.strip().splitlines() or ['it was killed'])[-1]}")
         rows.append({"model": model, "batch": batch, "form": form, "bytes": int(done.stdout.split()[-1])})

@@ -12,6 +12,7 @@ import torch
 import mobilenet_ext
 from mobilenet_ext._library import native
 from mobilenet_ext.bench.cases import Case
+from mobilenet_ext.bench.machine import child_environment
 from mobilenet_ext.bench.statistics import median
 
 _REPEATS = 3
@@ -29,7 +30,8 @@ def import_times() -> dict[str, float]:
     """Seconds to import torch and, after it, this package, in new processes; medians of three."""
     runs = []
     for _ in range(_REPEATS):
-        done = subprocess.run([sys.executable, "-c", _IMPORT], capture_output=True, text=True, check=True)
+        command = [sys.executable, "-c", _IMPORT]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=child_environment())
         runs.append([float(word) for word in done.stdout.split()])
     return {"import_torch": median([run[0] for run in runs]), "import_mobilenet_ext": median([run[1] for run in runs])}
 

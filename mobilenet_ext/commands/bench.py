@@ -21,13 +21,14 @@ EPILOG = (
     "Without options: MobileNetV2 at its own size, batch 1 and 8, 1 and 2 threads, against PyTorch eager and "
     "torch.compile. `pip install 'mobilenet_ext[bench]'` brings the engines of --rivals all."
 )
-KINDS = ("dense", "pointwise", "depthwise", "separable", "block")
 _BATCHES = (1, 8)
 _LAYER_BATCHES = (1,)
 _PIPE_WIDTH = 140  # characters
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from ..bench.shapes import KINDS
+
     parser = subparsers.add_parser(
         "bench", help="time against PyTorch and other engines", description=DESCRIPTION, epilog=EPILOG
     )
@@ -87,7 +88,10 @@ def run(args: argparse.Namespace) -> int:
         if target not in (None, "-") and not Path(target).parent.is_dir():
             raise ValueError(f"{name} is {str(target)!r}; its directory does not exist")
     if args.plot is not None:
-        import matplotlib  # noqa: F401
+        try:
+            import matplotlib  # noqa: F401
+        except ModuleNotFoundError:
+            raise ImportError("matplotlib is not installed; pip install 'mobilenet_ext[plot]' brings it") from None
     if args.isa:
         native.set_isa_cap(args.isa)
     try:
@@ -191,7 +195,7 @@ def _listed_layers(args: argparse.Namespace) -> Iterator[Any]:
     if args.shapes is not None:
         yield from shapes.read(args.shapes)
     if args.kernels is not None:
-        yield from shapes.paper_layers(args.kernels or KINDS)
+        yield from shapes.paper_layers(args.kernels or shapes.KINDS)
 
 
 def _extras(args: argparse.Namespace, report: Report, progress: _Progress) -> None:
