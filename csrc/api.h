@@ -30,6 +30,7 @@ struct SlotInfo {
 };
 
 MOBILENET_EXT_API std::vector<IsaInfo> isas();
+MOBILENET_EXT_API bool isa_is_capped();
 MOBILENET_EXT_API void set_isa_cap(const std::string& name);
 MOBILENET_EXT_API std::vector<KernelInfo> kernels();
 MOBILENET_EXT_API std::map<std::string, bool> cpu_features();

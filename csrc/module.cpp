@@ -35,6 +35,7 @@ PYBIND11_MODULE(_C, m) {
         return std::string();
       },
       "The instruction set in use.");
+  m.def("isa_is_capped", &api::isa_is_capped, "Whether MOBILENET_EXT_ISA or set_isa_cap chose the instruction set.");
   m.def(
       "set_isa_cap", [](const std::optional<std::string>& name) { api::set_isa_cap(name.value_or("")); },
       py::arg("name"), "Cap dispatch at a named instruction set; None removes the cap.");

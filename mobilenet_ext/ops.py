@@ -171,8 +171,8 @@ def depthwise_conv_bn_act(
     """Depthwise convolution, BatchNorm with running statistics, activation: one kernel.
 
     The counterpart of ``act(F.batch_norm(F.conv2d(x, weight, bias, ..., groups=C), running_mean, running_var,
-    bn_weight, bn_bias, False, 0, eps))``.  Arguments as in :func:`depthwise_conv2d`; the BatchNorm vectors are (C,) fp32;
-    ``activation`` is ``"none"``, ``"relu"`` or ``"relu6"``.
+    bn_weight, bn_bias, False, 0, eps))``.  Arguments as in :func:`depthwise_conv2d`; the BatchNorm vectors are (C,)
+    fp32; ``activation`` is ``"none"``, ``"relu"`` or ``"relu6"``.
 
     Returns: (N, C, H', W') fp32 in the memory format of ``x``.
     """

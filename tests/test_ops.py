@@ -17,6 +17,7 @@ from mobilenet_ext.spec import BlockSpec, ConvSpec, LinearSpec, decode, encode, 
 from mobilenet_ext.tolerance import check
 
 BN = ("weight", "bn_weight", "bn_bias", "running_mean", "running_var")
+EVERY_SOURCE = ("weight", "conv_bias", *BN[1:], "num_batches_tracked")
 LAYOUTS = ("contiguous", "channels_last", "slice", "expanded")
 
 
@@ -62,13 +63,14 @@ def run(chain, x, sources, layout="channels_last", slot=None):
 
 
 def inverted(cin, hidden, cout, kernel=3, stride=1, padding=None, activation="relu6", residual=False, dilation=1):
-    pad = (kernel - 1) * dilation // 2
+    pads = padding or ((kernel - 1) * dilation // 2,) * 4
+    geometry = ((kernel, kernel), (stride, stride), (dilation, dilation), pads)
     return BlockSpec(
         None if hidden == cin else ConvSpec(cin, hidden, activation=activation, eps=1e-5, sources=BN),
-        ConvSpec(hidden, hidden, (kernel, kernel), (stride, stride), (dilation, dilation), padding or (pad,) * 4, True, activation, 1e-3, BN),
+        ConvSpec(hidden, hidden, *geometry, True, activation, 1e-3, BN),
         ConvSpec(hidden, cout, eps=1e-5, sources=BN),
         residual=residual,
-    )  # fmt: skip
+    )
 
 
 def network(cin=3):
@@ -92,8 +94,8 @@ def network(cin=3):
         inverted(17, 100, 17, residual=True),
         inverted(24, 24, 40, kernel=5, padding="same", stride=2, activation="relu"),
         inverted(9, 27, 9, dilation=2, residual=True),
-        BlockSpec(expand=ConvSpec(13, 21, activation="relu6", eps=1e-5, sources=("weight", "conv_bias", *BN[1:], "num_batches_tracked"))),
-        BlockSpec(expand=ConvSpec(3, 20, (3, 3), (2, 2), (1, 1), "same", activation="relu", sources=("weight", "conv_bias"))),
+        BlockSpec(expand=ConvSpec(13, 21, activation="relu6", eps=1e-5, sources=EVERY_SOURCE)),
+        BlockSpec(expand=ConvSpec(3, 20, (3, 3), (2, 2), (1, 1), "same", activation="relu", sources=EVERY_SOURCE[:2])),
         BlockSpec(depthwise=ConvSpec(19, 19, (3, 3), (1, 1), (1, 1), (0, 2, 1, 3), True, "none", 1e-5, BN)),
     ],
     ids=lambda block: "+".join(role for role, _ in block.stages()) + f"-{block.in_channels}",
@@ -277,7 +279,7 @@ def test_gradients_match_autograd_in_float64():
     program, constants = encode(chain)
     y = torch.ops.mobilenet_ext.chain_grad(x, sources, None, program, constants)
     weight = torch.randn_like(y)
-    wanted = [x] + [s for s, name in zip(sources, source_names(chain)) if "running" not in name]
+    wanted = [x] + [s for s, name in zip(sources, source_names(chain), strict=True) if "running" not in name]
     grads = torch.autograd.grad((y * weight).sum(), wanted)
     x64 = x.detach().double().requires_grad_()
     trained = ["running" not in name for name in source_names(chain)]

@@ -9,6 +9,7 @@ import torch
 from fused_cases import example, make_block, make_run, randomize
 from torch import nn
 
+from mobilenet_ext._library import native
 from mobilenet_ext.fusion import disabled, fuse
 from mobilenet_ext.models import MobileNetV2
 from mobilenet_ext.report import fusion_report
@@ -109,3 +110,17 @@ def test_denormals_are_counted():
 def test_not_a_module():
     with pytest.raises(TypeError, match=r"model is a str; allowed: a torch\.nn\.Module"):
         fusion_report("model")
+
+
+def test_a_machine_without_vector_kernels_stays_with_pytorch(monkeypatch):
+    """Scalar kernels are for tests: dispatch prefers PyTorch unless somebody chose them."""
+    monkeypatch.setattr(native, "isa", lambda: "scalar")
+    fused = fuse(make_block())
+    report = fusion_report(fused)
+    assert "none of the vector instruction sets" in str(report.rows[0].reason)
+    native.reset_counters()
+    with torch.no_grad():
+        fused(example())
+    assert native.counters() == {}
+    monkeypatch.setattr(native, "isa_is_capped", lambda: True)
+    assert fusion_report(fuse(make_block())).rows[0].fused

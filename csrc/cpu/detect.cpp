@@ -35,7 +35,6 @@ CpuFeatures detect_cpu() {
 
 namespace {
 
-// sysconf does not know cache sizes on every platform; sysfs does.
 size_t from_sysfs(int index) {
   char path[96];
   std::snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu0/cache/index%d/size", index);
@@ -49,22 +48,24 @@ size_t from_sysfs(int index) {
   return unit == 'K' ? size << 10 : unit == 'M' ? size << 20 : size;
 }
 
+#if !defined(_SC_LEVEL1_DCACHE_SIZE)
+#define _SC_LEVEL1_DCACHE_SIZE -1
+#define _SC_LEVEL2_CACHE_SIZE -1
+#define _SC_LEVEL3_CACHE_SIZE -1
+#endif
+
+// sysfs knows which cores share a cache; sysconf may add several up, and not every system has sysfs.
 size_t pick(int name, int index, size_t otherwise) {
+  if (const size_t size = from_sysfs(index)) return size;
   const long size = name < 0 ? 0 : sysconf(name);
-  if (size > 0) return static_cast<size_t>(size);
-  const size_t other = from_sysfs(index);
-  return other ? other : otherwise;
+  return size > 0 ? static_cast<size_t>(size) : otherwise;
 }
 
 }  // namespace
 
 const CacheSizes& cache_sizes() {
-#if defined(_SC_LEVEL1_DCACHE_SIZE)
   static const CacheSizes sizes = {pick(_SC_LEVEL1_DCACHE_SIZE, 0, 32 << 10), pick(_SC_LEVEL2_CACHE_SIZE, 2, 512 << 10),
                                    pick(_SC_LEVEL3_CACHE_SIZE, 3, 4 << 20)};
-#else
-  static const CacheSizes sizes = {pick(-1, 0, 32 << 10), pick(-1, 2, 512 << 10), pick(-1, 3, 4 << 20)};
-#endif
   return sizes;
 }
 

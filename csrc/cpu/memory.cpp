@@ -25,7 +25,7 @@ std::vector<Buffer>& pool() {
 
 Buffer::Buffer(size_t floats) : size_(floats) {
   const size_t bytes = floats * sizeof(float);
-  const size_t alignment = bytes >= kHugePage ? kHugePage : kAlignment;
+  const size_t alignment = bytes >= kHugePage / 4 ? kHugePage : kAlignment;
   const size_t rounded = (bytes + alignment - 1) / alignment * alignment;
   data_ = static_cast<float*>(std::aligned_alloc(alignment, rounded ? rounded : alignment));
   if (!data_) throw std::bad_alloc();

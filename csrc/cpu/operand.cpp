@@ -4,6 +4,11 @@
 #include <cstring>
 
 namespace mobilenet_ext {
+namespace {
+
+constexpr int kLineFloats = 16;  // floats of a cache line
+
+}  // namespace
 
 Operand::Operand(const StageDesc& stage, const Placed& placed, const InView& in, int begin, int end, int rows,
                  Arena& arena)
@@ -73,6 +78,9 @@ void Operand::fill_plane_row(int iy, float* to) const {
     float* row = to + static_cast<size_t>(c) * plane_row_;
     std::fill(row, row + from, 0.0f);
     if (in_.pixel == 1) {
+      // Rows of planes are too short for the hardware to run ahead: ask for the row that follows after this step.
+      const float* ahead = x + g.sh * in_.row;
+      for (int i = 0; i < until - from && iy + g.sh < placed_.h; i += kLineFloats) __builtin_prefetch(ahead + i);
       std::memcpy(row + from, x, sizeof(float) * (until - from));
     } else {
       for (int i = 0; i < until - from; ++i) row[from + i] = x[i * in_.pixel];

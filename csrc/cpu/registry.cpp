@@ -18,6 +18,7 @@ namespace mobilenet_ext {
 namespace {
 
 std::atomic<const IsaTable*> active{nullptr};
+std::atomic<bool> capped{false};
 std::once_flag from_environment;
 
 std::string valid_names() {
@@ -40,6 +41,7 @@ void apply_cap(const std::string& name, const char* source) {
       below = true;
     }
     if (below && isa.supported) {
+      capped.store(!name.empty(), std::memory_order_release);
       active.store(isa.table, std::memory_order_release);
       return;
     }
@@ -77,6 +79,11 @@ const IsaTable& active_isa() {
     apply_cap(name ? name : "", "MOBILENET_EXT_ISA");
   });
   return *active.load(std::memory_order_acquire);
+}
+
+bool isa_is_capped() {
+  active_isa();
+  return capped.load(std::memory_order_acquire);
 }
 
 void set_isa_cap(const std::string& name) { apply_cap(name, "the instruction set"); }

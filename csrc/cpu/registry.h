@@ -20,6 +20,10 @@ const std::vector<Isa>& isas();
 // The best supported instruction set at or below the cap.
 const IsaTable& active_isa();
 
+// Whether somebody chose: with MOBILENET_EXT_ISA or set_isa_cap. Scalar kernels run only then (dispatch prefers
+// PyTorch).
+bool isa_is_capped();
+
 // Cap dispatch at a named instruction set; empty removes the cap. Throws std::invalid_argument with the valid names.
 // MOBILENET_EXT_ISA sets the first cap; a bad value there throws on the first use.
 void set_isa_cap(const std::string& name);

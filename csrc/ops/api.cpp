@@ -16,6 +16,7 @@ std::vector<IsaInfo> isas() {
   return list;
 }
 
+bool isa_is_capped() { return mobilenet_ext::isa_is_capped(); }
 void set_isa_cap(const std::string& name) { mobilenet_ext::set_isa_cap(name); }
 
 std::vector<KernelInfo> kernels() {

@@ -16,6 +16,7 @@ from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
 from mobilenet_ext._library import native
+from mobilenet_ext.backends import cpu, unsupported
 from mobilenet_ext.freshness import (
     Slot,
     Stamp,
@@ -66,6 +67,8 @@ class FusedChain:
         first = self.match.chain[0]
         self.in_channels = first.in_channels if isinstance(first, BlockSpec) else first.in_features
         items = [item for item in self.match.chain if isinstance(item, BlockSpec)]
+        # What the backend says of the chain itself; device and dtype are looked at on every call.
+        self.no_kernel = unsupported(cpu, self.match.chain, torch.device("cpu"), torch.float32)
         self._only_residual = len(items) == len(self.match.chain) and all(item.residual for item in items)
 
     def _reset(self) -> None:
@@ -103,7 +106,8 @@ class FusedChain:
         if switch.depth:
             return "switched off (disabled() or MOBILENET_EXT_DISABLE)"
         return (
-            mode_reason(module, self.match.norms, self.match.identities)
+            self.no_kernel
+            or mode_reason(module, self.match.norms, self.match.identities)
             or global_hook_reason()
             or self.snapshot.reason(module)
             or self._source_reason(module)
@@ -132,6 +136,8 @@ class FusedChain:
         An input that no kernel takes (rank, dtype, device, channels) also gives None, so that the plain modules
         answer it with the result or the error that their user knows.
         """
+        if self.no_kernel is not None:
+            return None
         if is_compiling():
             return run_traced(self, module, x)
         if (

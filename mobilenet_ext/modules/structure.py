@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 from torch.nn.modules import module as global_hooks
+from torch.utils.hooks import RemovableHandle
 
 STATE = "_mobilenet_ext"  # the one attribute that a fused module adds to its instance
 
@@ -152,6 +153,7 @@ class Structure:
         "_child_dicts",
         "_children",
         "_dicts",
+        "_hook_count",
         "_hooks",
         "_identities",
         "_lengths",
@@ -172,6 +174,7 @@ class Structure:
         self._dicts = list(map(vars, self.modules))
         self._lengths = list(map(len, self._dicts))
         self._hooks = [*_GLOBAL_HOOKS, *(vars(part)[name] for part in self.modules for name in _HOOKS)]
+        self._hook_count = -1
         self._root_children = module._modules
         self._child_dicts = [part._modules for part in (module, *self.modules) if part._modules]
         self._children = list(concat.from_iterable(map(dict.values, self._child_dicts)))
@@ -192,9 +195,14 @@ class Structure:
 
     def may_run(self, module: nn.Module) -> bool:
         """Whether no hook sits on a skipped module and each is in the mode that the fused path stands for."""
+        # Every hook that is registered anywhere takes a number: without a new one there is nothing to look through.
+        count = RemovableHandle.next_id
+        if count != self._hook_count:
+            if any(self._hooks):
+                return False
+            self._hook_count = count
         return (
-            not any(self._hooks)
-            and list(map(_norm_state, self._norms)) == self._norm_states
+            list(map(_norm_state, self._norms)) == self._norm_states
             and not any(map(_training, self._identities))
             and not (self._needs_eval and module.training)
         )

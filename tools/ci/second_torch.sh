@@ -2,7 +2,7 @@
 # shellcheck shell=bash
 
 SECOND_TORCH=2.13.0
-MINIMUM_TESTS=1
+MINIMUM_TESTS=900
 
 stage_second_torch() {
   [[ -f $FIRST_RESULTS ]] || fail "the stage second_torch needs the stage install before it"
