@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include "api.h"
+#include "watch.h"
 
 namespace py = pybind11;
 namespace api = mobilenet_ext::api;
@@ -81,6 +82,25 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_verbose", &api::set_verbose, py::arg("on"));
   m.def("peak_flops", &api::peak_flops, py::arg("seconds"), py::call_guard<py::gil_scoped_release>(),
         "fp32 FLOP/s of one core on the instruction set in use, measured.");
+  using mobilenet_ext::Watch;
+  py::class_<Watch>(m, "Watch",
+                    "Whether dicts still hold the very objects, and objects have the classes, that they had. Keeps no "
+                    "reference: whoever makes one keeps its arguments alive.")
+      .def(py::init([](const py::list& entries, const py::list& sizes, const py::list& classes) {
+             std::vector<Watch::Entry> e;
+             for (const auto& item : entries) {
+               const auto t = item.cast<py::tuple>();
+               e.push_back({t[0].cast<py::dict>().ptr(), t[1].ptr(), t[2].ptr()});
+             }
+             std::vector<Watch::Size> s;
+             for (const auto& item : sizes) s.push_back({item.cast<py::dict>().ptr(), PyDict_Size(item.ptr())});
+             std::vector<Watch::Class> c;
+             for (const auto& item : classes) c.push_back({item.ptr(), Py_TYPE(item.ptr())});
+             return Watch(std::move(e), std::move(s), std::move(c));
+           }),
+           py::arg("entries"), py::arg("sizes"), py::arg("classes"),
+           "entries: (dict, key, object it holds); sizes: dicts whose number of entries counts; classes: objects.")
+      .def("holds", &Watch::holds);
   m.def("new_slot", &api::new_slot);
   m.def("free_slot", &api::free_slot, py::arg("slot"));
   m.def("slot_count", &api::slot_count);

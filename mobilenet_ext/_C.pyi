@@ -1,7 +1,7 @@
 """CPU features, instruction sets, kernels, plans and the packed-weight cache (csrc/module.cpp)."""
 
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import Any, TypedDict
 
 class Isa(TypedDict):
     name: str
@@ -30,6 +30,12 @@ class SlotInfo(TypedDict):
     isa: str
     packed_bytes: int
     denormals_flushed: int
+
+class Watch:
+    def __init__(
+        self, entries: list[tuple[dict[str, Any], str, Any]], sizes: list[dict[str, Any]], classes: list[Any]
+    ) -> None: ...
+    def holds(self) -> bool: ...
 
 def isas() -> list[Isa]: ...
 def isa() -> str: ...

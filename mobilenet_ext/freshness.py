@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from operator import attrgetter, getitem
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -95,23 +95,20 @@ class Stamp(NamedTuple):
 
 
 class SourceWatch:
-    """The sources of a chain, read anew from the ``_parameters`` and ``_buffers`` of their owners at each call."""
+    """The sources of a chain, and whether the ``_parameters`` and ``_buffers`` of their owners still hold them."""
 
-    __slots__ = ("_dicts", "_names")
+    __slots__ = ("_entries", "holds", "tensors")
 
     def __init__(self, owners: Sequence[torch.nn.Module], names: Sequence[str]) -> None:
         """Raise ``KeyError`` with the name that an owner has neither as parameter nor as buffer."""
-        self._dicts: list[dict[str, Any]] = []
+        self._entries: list[tuple[dict[str, Any], str, torch.Tensor]] = []
         for owner, name in zip(owners, names, strict=True):
-            store = owner._parameters if name in owner._parameters else owner._buffers
+            store: dict[str, Any] = owner._parameters if name in owner._parameters else owner._buffers
             if store.get(name) is None:
                 raise KeyError(name)
-            self._dicts.append(store)
-        self._names = list(names)
-
-    def current(self) -> list[torch.Tensor]:
-        """The sources of now; raise ``KeyError`` when one was taken away."""
-        return list(map(getitem, self._dicts, self._names))
+            self._entries.append((store, name, store[name]))
+        self.tensors = [tensor for _, _, tensor in self._entries]
+        self.holds = native.Watch(self._entries, [], []).holds
 
 
 def take_stamp(tensors: list[torch.Tensor]) -> Stamp:
@@ -121,17 +118,14 @@ def take_stamp(tensors: list[torch.Tensor]) -> Stamp:
     return Stamp(_epoch.token, tensors, versions, list(map(_address_of, tensors)))
 
 
-def is_fresh(stamp: Stamp, tensors: list[torch.Tensor]) -> bool:
-    """Whether ``tensors`` are still the very objects, storages and versions of ``stamp``, in the same epoch."""
+def is_fresh(stamp: Stamp) -> bool:
+    """Whether the tensors of ``stamp`` still have its storages and versions, in the same epoch."""
     if stamp.epoch is not _epoch.token or not stamp.versions:
         return False
     try:
-        # Equal objects compare by identity, without a tensor operation.  Two different tensors raise or compare by
-        # value; equal values of two one-element tensors still differ in the addresses below.
         return (
-            tensors == stamp.tensors
-            and list(map(_version_of, tensors)) == stamp.versions
-            and list(map(_address_of, tensors)) == stamp.addresses
+            list(map(_version_of, stamp.tensors)) == stamp.versions
+            and list(map(_address_of, stamp.tensors)) == stamp.addresses
         )
     except (RuntimeError, TypeError, AttributeError):
         return False

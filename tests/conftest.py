@@ -1,6 +1,7 @@
 """Fixtures: one run per instruction set, with proof that it and no other ran."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,6 +24,12 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     finally:
         native.set_isa_cap(None)
         native.bump_epoch()
+
+
+@pytest.fixture(autouse=True)
+def _outside_the_source_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs that tests start must import the installed package, not the sources in the current directory."""
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture(autouse=True)

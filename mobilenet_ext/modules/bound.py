@@ -40,3 +40,7 @@ class Bound:
         self.watch = SourceWatch(owners, [source.name for source in match.sources])
         self.epoch: object = None
         self.holds = False
+
+    def is_that_of(self, module: nn.Module) -> bool:
+        """Whether ``module`` still has the very parts, parameters and buffers that this is bound to."""
+        return self.structure.is_that_of(module) and self.watch.holds()

@@ -169,13 +169,10 @@ class FusedChain:
             tensors = stamp.tensors
         else:
             bound = self.bound
-            if bound is None or not bound.structure.is_that_of(module) or not bound.structure.may_run(module):
+            if bound is None or not bound.is_that_of(module) or not bound.structure.may_run(module):
                 return self._run_checked(module, x)
-            try:
-                tensors = bound.watch.current()
-            except KeyError:
-                return self._run_checked(module, x)
-            if not is_fresh(stamp, tensors):
+            tensors = bound.watch.tensors
+            if tensors is not stamp.tensors or not is_fresh(stamp):
                 return self._run_checked(module, x)
         if _is_grad_enabled() and (x.requires_grad or any(map(_requires_grad, tensors))):
             return _ops.chain_grad.default(x, tensors, self.slot.tensor, self.program, self.constants)
@@ -205,9 +202,9 @@ class FusedChain:
         """The sources if the fused path may run, else None; the same verdict as :meth:`reason`, without words."""
         bound = self.bound
         try:
-            if bound is None or not bound.structure.is_that_of(module):
+            if bound is None or not bound.is_that_of(module):
                 bound = self.bound = Bound(module, self.match)
-            tensors = bound.watch.current()
+            tensors = bound.watch.tensors
         except (AttributeError, KeyError):
             self.bound = None
             return None

@@ -8,13 +8,13 @@ classes, same settings, no hooks, BatchNorm in eval mode.  ``Structure`` has the
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
-from itertools import chain as concat
-from operator import itemgetter
 from typing import Any, NamedTuple
 
 from torch import nn
 from torch.nn.modules import module as global_hooks
 from torch.utils.hooks import RemovableHandle
+
+from mobilenet_ext._library import native
 
 STATE = "_mobilenet_ext"  # the one attribute that a fused module adds to its instance
 
@@ -32,9 +32,6 @@ _GLOBAL_HOOKS = (
 )
 # Settings without effect on the output in eval mode.
 _FREE_SETTINGS = frozenset({"training", "momentum", "inplace", "p", "drop_prob", "drop_rate", "call_super_init"})
-
-_norm_state = itemgetter("training", "eps")
-_training = itemgetter("training")
 
 
 def plain_class(module: nn.Module) -> type[nn.Module]:
@@ -147,51 +144,34 @@ def global_hook_reason() -> str | None:
 
 
 class Structure:
-    """The checks of every eager call, bound to the very module objects of one instance; their loops run in C."""
+    """The checks of every eager call, bound to the very module objects of one instance; their loops run in C++."""
 
-    __slots__ = (
-        "_child_dicts",
-        "_children",
-        "_dicts",
-        "_hook_count",
-        "_hooks",
-        "_identities",
-        "_lengths",
-        "_needs_eval",
-        "_norm_states",
-        "_norms",
-        "_root_children",
-        "_types",
-        "modules",
-    )
+    __slots__ = ("_hook_count", "_hooks", "_kept", "_modes", "_needs_eval", "_parts", "_root_children", "modules")
 
     def __init__(
         self, module: nn.Module, skipped: Iterable[str], norms: Iterable[str], identities: Collection[str]
     ) -> None:
         """AttributeError when one of the submodules is gone."""
         self.modules = [module.get_submodule(path) for path in skipped]
-        self._types = list(map(type, self.modules))
-        self._dicts = list(map(vars, self.modules))
-        self._lengths = list(map(len, self._dicts))
         self._hooks = [*_GLOBAL_HOOKS, *(vars(part)[name] for part in self.modules for name in _HOOKS)]
         self._hook_count = -1
         self._root_children = module._modules
-        self._child_dicts = [part._modules for part in (module, *self.modules) if part._modules]
-        self._children = list(concat.from_iterable(map(dict.values, self._child_dicts)))
-        self._norms = [vars(module.get_submodule(path)) for path in norms]
-        self._norm_states = [(False, norm["eps"]) for norm in self._norms]
+        children = [part._modules for part in (module, *self.modules) if part._modules]
+        own = list(map(vars, self.modules))
+        eps = [vars(module.get_submodule(path)) for path in norms]
         # Only the inner ones: a reference to the module's own dict would be a cycle that keeps its slot alive.
-        self._identities = [vars(module.get_submodule(path)) for path in identities if path]
+        modes = eps + [vars(module.get_submodule(path)) for path in identities if path]
+        parts = [(store, name, child) for store in children for name, child in store.items()]
+        parts += [(norm, "eps", norm["eps"]) for norm in eps]
+        states = [(mode, "training", False) for mode in modes]
+        self._parts = native.Watch(parts, [*own, *children], self.modules)
+        self._modes = native.Watch(states, [], [])
+        self._kept = (parts, own, children, states)
         self._needs_eval = "" in identities
 
     def is_that_of(self, module: nn.Module) -> bool:
         """Whether ``module`` still consists of the very objects that this is bound to, of unchanged classes."""
-        return (
-            module._modules is self._root_children
-            and list(map(type, self.modules)) == self._types
-            and list(map(len, self._dicts)) == self._lengths
-            and list(concat.from_iterable(map(dict.values, self._child_dicts))) == self._children
-        )
+        return module._modules is self._root_children and self._parts.holds()
 
     def may_run(self, module: nn.Module) -> bool:
         """Whether no hook sits on a skipped module and each is in the mode that the fused path stands for."""
@@ -201,8 +181,4 @@ class Structure:
             if any(self._hooks):
                 return False
             self._hook_count = count
-        return (
-            list(map(_norm_state, self._norms)) == self._norm_states
-            and not any(map(_training, self._identities))
-            and not (self._needs_eval and module.training)
-        )
+        return self._modes.holds() and not (self._needs_eval and module.training)
