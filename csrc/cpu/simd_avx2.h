@@ -9,16 +9,24 @@ struct Full {
   static ALWAYS_INLINE T zero() { return _mm256_setzero_ps(); }
   static ALWAYS_INLINE T load(const float* p) { return _mm256_loadu_ps(p); }
   static ALWAYS_INLINE void store(float* p, T v) { _mm256_storeu_ps(p, v); }
-  // Through a stack row: masked stores are slow on AMD before AVX-512.
+  // n < W. In halves: masked stores are slow on AMD before AVX-512.
   static ALWAYS_INLINE void store_partial(float* p, T v, int n) {
-    float row[W];
-    _mm256_storeu_ps(row, v);
-    for (int i = 0; i < n; ++i) p[i] = row[i];
+    __m128 rest = _mm256_castps256_ps128(v);
+    if (n & 4) {
+      _mm_storeu_ps(p, rest);
+      rest = _mm256_extractf128_ps(v, 1);
+      p += 4;
+    }
+    if (n & 2) {
+      _mm_storel_pi(reinterpret_cast<__m64*>(p), rest);
+      rest = _mm_movehl_ps(rest, rest);
+      p += 2;
+    }
+    if (n & 1) _mm_store_ss(p, rest);
   }
   static ALWAYS_INLINE T load_partial(const float* p, int n) {
-    float row[W] = {0, 0, 0, 0, 0, 0, 0, 0};
-    for (int i = 0; i < n; ++i) row[i] = p[i];
-    return _mm256_loadu_ps(row);
+    const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    return _mm256_maskload_ps(p, _mm256_cmpgt_epi32(_mm256_set1_epi32(n), lanes));
   }
   static ALWAYS_INLINE T broadcast(const float* p) { return _mm256_broadcast_ss(p); }
   // c += a * b in place. As an instruction of its own the accumulator cannot move to another register, which GCC
