@@ -82,6 +82,12 @@ def _backward_stage(stage: _Stage, grad: Tensor) -> tuple[Tensor, dict[str, Tens
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, list[Tensor | None], None, None, None]:
+    # The forward computed in fp32 whatever autocast says; so must what recomputes it.
+    with torch.autocast("cpu", enabled=False):
+        return _backward_fp32(ctx, grad)
+
+
+def _backward_fp32(ctx: Any, grad: Tensor) -> tuple[Tensor | None, list[Tensor | None], None, None, None]:
     bump_epoch()  # whoever called backward may now write to parameters in ways that leave no trace
     x, *sources = ctx.saved_tensors
     program = decode(ctx.program, ctx.constants)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import autograd as _autograd
 from ._library import native as _native
-from .spec import ACTIVATIONS, BlockSpec, ConvSpec, Padding, Program, decode, encode
+from .spec import ACTIVATIONS, BlockSpec, ConvSpec, Padding, Program, decode, encode, source_names
 
 IntPair = int | Sequence[int]
 
@@ -91,6 +91,13 @@ def _run(x: Tensor, block: BlockSpec, sources: list[Tensor]) -> Tensor:
     if autocast:
         x = x.float()
     _check_input(x, block.in_channels)
+    for name, source in zip(source_names((block,)), sources, strict=True):
+        if not isinstance(source, Tensor) or source.dtype != torch.float32 or source.device.type != "cpu":
+            kind = f"{source.dtype} on {source.device}" if isinstance(source, Tensor) else type(source).__name__
+            raise TypeError(f"{name} is {kind}; allowed: a torch.float32 tensor on the CPU")
+    if block.residual and block.output_size(x.shape[2], x.shape[3]) != (x.shape[2], x.shape[3]):
+        size = block.output_size(x.shape[2], x.shape[3])
+        raise ValueError(f"residual is True with an output of {size} pixels; allowed: the input's {tuple(x.shape[2:])}")
     program, constants = encode((block,), "follow_input", transient=True)
     grad = torch.is_grad_enabled() and (x.requires_grad or any(t.requires_grad for t in sources))
     op = torch.ops.mobilenet_ext.chain_grad if grad else torch.ops.mobilenet_ext.chain
@@ -176,6 +183,8 @@ def depthwise_conv_bn_act(
 
     Returns: (N, C, H', W') fp32 in the memory format of ``x``.
     """
+    if running_mean is None or running_var is None:
+        raise ValueError("running_mean or running_var is None; allowed: the running statistics, both tensors of (C,)")
     vectors = {
         "conv_bias": bias,
         "bn_weight": bn_weight,

@@ -363,6 +363,8 @@ def test_bad_sources_and_sizes():
             r"weight has shape \(8, 2, 3, 3\); allowed: \(C, 1",
         ),
         (lambda x, w: ops.depthwise_conv2d(x.to("meta"), w), "x is on meta; allowed: the CPU"),
+        (lambda x, w: ops.depthwise_conv2d(x, w.to("meta")), "weight is torch.float32 on meta; allowed"),
+        (lambda x, w: ops.depthwise_conv_bn_act(x, w, None, None, None, None), "running_mean or running_var is None"),
     ],
 )
 def test_functional_errors(call, message):
@@ -384,3 +386,24 @@ def test_autocast_returns_the_autocast_dtype():
     assert y.dtype == torch.bfloat16
     expected = F.conv2d(x.bfloat16().float(), w, padding=1, groups=8).bfloat16()
     torch.testing.assert_close(y, expected)
+
+
+def test_a_residual_needs_an_output_of_its_input_size():
+    block = inverted(8, 48, 8, padding=(2, 2, 2, 2), residual=True)
+    sources, x = random_sources((block,)), torch.randn(1, 8, 10, 10)
+    with pytest.raises(RuntimeError, match="residual needs an output of the input's size; this block makes 12 x 12"):
+        run((block,), x, sources)
+
+
+def test_backward_under_autocast():
+    chain = (inverted(8, 48, 8, residual=True),)
+    sources, x = random_sources(chain), torch.randn(1, 8, 7, 7, requires_grad=True)
+    program, constants = encode(chain)
+
+    def gradient():
+        y = torch.ops.mobilenet_ext.chain_grad(x, sources, None, program, constants)
+        return torch.autograd.grad(y.pow(2).mean(), x)[0]
+
+    expected = gradient()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(gradient(), expected)

@@ -33,6 +33,9 @@ _GLOBAL_HOOKS = (
 # Settings without effect on the output in eval mode.
 _FREE_SETTINGS = frozenset({"training", "momentum", "inplace", "p", "drop_prob", "drop_rate", "call_super_init"})
 
+# Settings that change what a layer computes, compared at every call; the rest only after an epoch.
+_GEOMETRY = ("stride", "padding", "dilation", "groups", "padding_mode", "use_shortcut", "use_res_connect", "has_skip")
+
 
 def plain_class(module: nn.Module) -> type[nn.Module]:
     """The class that the module has when it is not fused."""
@@ -146,7 +149,18 @@ def global_hook_reason() -> str | None:
 class Structure:
     """The checks of every eager call, bound to the very module objects of one instance; their loops run in C++."""
 
-    __slots__ = ("_hook_count", "_hooks", "_kept", "_modes", "_needs_eval", "_parts", "_root_children", "modules")
+    __slots__ = (
+        "_hook_count",
+        "_hooks",
+        "_kept",
+        "_modes",
+        "_needs_eval",
+        "_parts",
+        "_root_children",
+        "_root_names",
+        "_root_values",
+        "modules",
+    )
 
     def __init__(
         self, module: nn.Module, skipped: Iterable[str], norms: Iterable[str], identities: Collection[str]
@@ -163,6 +177,10 @@ class Structure:
         modes = eps + [vars(module.get_submodule(path)) for path in identities if path]
         parts = [(store, name, child) for store in children for name, child in store.items()]
         parts += [(norm, "eps", norm["eps"]) for norm in eps]
+        parts += [(store, name, store[name]) for store in own for name in _GEOMETRY if name in store]
+        root = vars(module)
+        self._root_names = [name for name in _GEOMETRY if name in root]
+        self._root_values = [root[name] for name in self._root_names]
         states = [(mode, "training", False) for mode in modes]
         self._parts = native.Watch(parts, [*own, *children], self.modules)
         self._modes = native.Watch(states, [], [])
@@ -171,7 +189,11 @@ class Structure:
 
     def is_that_of(self, module: nn.Module) -> bool:
         """Whether ``module`` still consists of the very objects that this is bound to, of unchanged classes."""
-        return module._modules is self._root_children and self._parts.holds()
+        return (
+            module._modules is self._root_children
+            and self._parts.holds()
+            and list(map(vars(module).get, self._root_names)) == self._root_values
+        )
 
     def may_run(self, module: nn.Module) -> bool:
         """Whether no hook sits on a skipped module and each is in the mode that the fused path stands for."""
