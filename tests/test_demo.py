@@ -195,7 +195,8 @@ def test_palace_and_daisy_without_network(network):
 
 def verified(ok):
     """What verify() returns, without the half minute that it takes."""
-    tolerance = pytest.importorskip("mobilenet_ext.tolerance")
+    from mobilenet_ext import tolerance
+
     comparison = tolerance.compare(torch.ones(9), torch.ones(9, dtype=torch.float64), 0.0)
     row = argparse.Namespace(kind="module", path="blocks.0", name="Fused", comparison=replace(comparison, ok=ok))
     return argparse.Namespace(ok=ok, fused=1, rows=(row,), to_dict=lambda: {"ok": ok})
