@@ -24,7 +24,7 @@ NOINLINE void depthwise_row_fixed(const DepthwiseArgs& d, int block, int column,
   T acc[U];
   UNROLL for (int u = 0; u < U; ++u) acc[u] = Full::zero();
   const float* w = d.weights + (static_cast<ptrdiff_t>(block) * d.kh + d.ky_begin) * KW * Full::W;
-  const ptrdiff_t start = block * d.in_block + static_cast<ptrdiff_t>(column) * S * d.in_pixel;
+  const ptrdiff_t start = d.shift + block * d.in_block + static_cast<ptrdiff_t>(column) * S * d.in_pixel;
   for (int ky = d.ky_begin; ky < d.ky_end; ++ky) {
     T weight[KW];
     UNROLL for (int kx = 0; kx < KW; ++kx) weight[kx] = Full::load(w + kx * Full::W);
@@ -52,7 +52,7 @@ NOINLINE void depthwise_row_any(const DepthwiseArgs& d, int block, int column, i
   const ptrdiff_t step = d.stride * d.in_pixel;
   for (int ky = d.ky_begin; ky < d.ky_end; ++ky) {
     const float* w = d.weights + (static_cast<ptrdiff_t>(block) * d.kh + ky) * d.kw * Full::W;
-    const float* x = d.rows[ky] + block * d.in_block + column * step;
+    const float* x = d.rows[ky] + d.shift + block * d.in_block + column * step;
     for (int kx = 0; kx < d.kw; ++kx) {
       const T weight = Full::load(w + kx * Full::W);
       UNROLL for (int u = 0; u < U; ++u) acc[u] = Full::fma(Full::load(x + u * step), weight, acc[u]);
@@ -79,6 +79,7 @@ constexpr void fill_columns(DepthwiseFunction* f) {
 // Output columns a call: as many as fit, fewer where a run-time tap count costs registers for addresses.
 template <int KW>
 constexpr int most_columns() {
+  if (KW == 7 && kDepthwiseColumns == 8) return 6;  // seven weights and a value beside them, in 16 registers
   return KW > 0 || kDepthwiseColumns < 8 ? kDepthwiseColumns : 8;
 }
 
@@ -103,20 +104,51 @@ void depthwise_row_split(const DepthwiseArgs& d) {
       chunk.of_columns[u](d, block, column, valid);
       column += u;
     }
+    if (d.activation) {
+      finish<Full>({d.out + block * d.out_block, nullptr, d.out_pixel, 0, nullptr, 0, nullptr, d.width, 1, valid,
+                    d.activation, d.slope});
+    }
+  }
+}
+
+template <int KW, int S>
+void depthwise_row_kernel(const DepthwiseArgs& d) {
+  if (d.dilation == 1) return depthwise_row_split<KW, S>(d);
+  // Every dilation-th output column reads every dilation-th input column: as many rows without dilation.
+  DepthwiseArgs part = d;
+  part.dilation = 1;
+  part.in_pixel = d.in_pixel * d.dilation;
+  part.out_pixel = d.out_pixel * d.dilation;
+  for (int residue = 0; residue < d.dilation && residue < d.width; ++residue) {
+    part.shift = d.shift + residue * d.in_pixel;
+    part.out = d.out + residue * d.out_pixel;
+    part.width = (d.width - residue + d.dilation - 1) / d.dilation;
+    depthwise_row_split<KW, S>(part);
   }
 }
 
 void depthwise_row(const DepthwiseArgs& d) {
-  const int key = d.dilation == 1 ? d.kw * 10 + d.stride : 0;
+  if (d.dilation > 1 && d.stride == d.dilation) {
+    // The columns between the taps are never read.
+    DepthwiseArgs dense = d;
+    dense.stride = dense.dilation = 1;
+    dense.in_pixel = d.in_pixel * d.dilation;
+    return depthwise_row(dense);
+  }
+  const int key = d.dilation == 1 || d.stride == 1 ? d.kw * 10 + d.stride : 0;
   switch (key) {
     case 31:
-      return depthwise_row_split<3, 1>(d);
+      return depthwise_row_kernel<3, 1>(d);
     case 32:
-      return depthwise_row_split<3, 2>(d);
+      return depthwise_row_kernel<3, 2>(d);
     case 51:
-      return depthwise_row_split<5, 1>(d);
+      return depthwise_row_kernel<5, 1>(d);
     case 52:
-      return depthwise_row_split<5, 2>(d);
+      return depthwise_row_kernel<5, 2>(d);
+    case 71:
+      return depthwise_row_kernel<7, 1>(d);
+    case 72:
+      return depthwise_row_kernel<7, 2>(d);
     default:
       return depthwise_row_split<0, 0>(d);
   }

@@ -66,8 +66,11 @@ class Caster {
 
 void set_clamp(PackedStage& p) {
   const float infinity = std::numeric_limits<float>::infinity();
-  p.lo = p.desc.activation == Activation::kNone ? -infinity : 0.0f;
-  p.hi = p.desc.activation == Activation::kRelu6 ? 6.0f : infinity;
+  const Activation a = p.desc.activation;
+  p.lo = a == Activation::kRelu || a == Activation::kRelu6 ? 0.0f : -infinity;
+  p.hi = a == Activation::kRelu6 ? 6.0f : infinity;
+  p.finish = is_clamp(a) ? 0 : static_cast<int>(a);
+  p.slope = static_cast<float>(p.desc.slope);
 }
 
 void pack_dense(PackedStage& p, const StageSources& src, const Folded& f, Caster& cast, float* blob) {

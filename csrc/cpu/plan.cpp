@@ -13,6 +13,7 @@ constexpr int kChunkPixels = 28;
 // About 20 us of arithmetic; waking a second thread for less costs more than it gives.
 constexpr double kWorkPerWorker = 1.1e6;
 constexpr size_t kChunkBytes = 24 << 10;
+constexpr size_t kSqueezeBytes = 128 << 10;
 // Pixels whose sum is one fp32 chain. A constant, since it decides the bits of a pooled mean.
 constexpr int kPoolChunk = 64;
 
@@ -33,6 +34,12 @@ bool fills_tiles(const IsaTable& isa, int pixels) {
   return pixels / tiles * columns >= std::min(kEnoughAccumulators, 0.9 * kind.max_rows * columns);
 }
 
+// Pixels of one scaled copy: whole tiles, about 128 KB.
+int squeeze_chunk(int channels) {
+  const int pixels = static_cast<int>((kSqueezeBytes / sizeof(float)) / channels) / kChunkPixels * kChunkPixels;
+  return std::max(pixels, kChunkPixels);
+}
+
 int ring_rows(const Geometry& g, int rows_per_step) { return (rows_per_step - 1) * g.sh + (g.kh - 1) * g.dh + 1; }
 
 }  // namespace
@@ -44,6 +51,10 @@ std::vector<ItemShape> shapes(const ChainDesc& chain, int h, int w) {
     s.h = h;
     s.w = w;
     for (const StageDesc& stage : item.stages) {
+      if (stage.role == Role::kReduce || stage.role == Role::kExcite) {
+        s.multiply_adds += static_cast<double>(stage.in) * stage.out;
+        continue;
+      }
       const Placed p = place(stage.geometry, h, w);
       if (stage.role == Role::kExpand) s.expand = p;
       if (stage.role == Role::kDepthwise) s.depthwise = p;
@@ -82,19 +93,25 @@ ItemPlan plan_item(const PackedItem& item, const ItemShape& shape, const IsaTabl
   const Geometry& g = depthwise->desc.geometry;
   plan.ring_rows = ring_rows(g, 1);
   const size_t half = caches.l2 / 2 / sizeof(float), quarter = caches.l2 / 4 / sizeof(float);
-  while (plan.column_parts < shape.out_w && ring_floats(item, shape, isa, plan) > half) ++plan.column_parts;
+  const StageDesc* excite = item.desc.find(Role::kExcite);
+  if (excite) plan.chunk = squeeze_chunk(depthwise->desc.out);
+  const int blocks = (depthwise->desc.out + isa.vector - 1) / isa.vector;
+  while (excite && plan.block_parts < blocks && ring_floats(item, shape, isa, plan) / plan.block_parts > half)
+    ++plan.block_parts;
+  while (!excite && plan.column_parts < shape.out_w && ring_floats(item, shape, isa, plan) > half) ++plan.column_parts;
   if (plan.column_parts == 1) {
     // Rows too short for whole tiles are taken several at a time, as far as the ring stays small.
     while (plan.rows_per_step < shape.out_h && !fills_tiles(isa, plan.rows_per_step * shape.out_w)) {
       ItemPlan more = plan;
       ++more.rows_per_step;
       more.ring_rows = ring_rows(g, more.rows_per_step);
-      if (ring_floats(item, shape, isa, more) > quarter) break;
+      if (ring_floats(item, shape, isa, more) / plan.block_parts > quarter) break;
       plan = more;
     }
   }
   // Bands of fewer than four rows spend too much on their seams.
-  if (threads > 1 && item.find(Role::kProject) && shape.out_h < 4 * threads && plan.column_parts == 1)
+  if (threads > 1 && item.find(Role::kProject) && (shape.out_h < 4 * threads || plan.block_parts > 1) &&
+      plan.column_parts == 1)
     plan.split = Split::kHidden;
   return plan;
 }
@@ -121,16 +138,18 @@ int useful_workers(double multiply_adds, int threads) {
 
 std::string kernel_name(const ItemDesc& item) {
   if (item.linear) return "linear";
-  static const char* const roles[] = {"expand", "depthwise", "project"};
+  static const char* const roles[] = {"expand", "depthwise", "squeeze", "excite", "project"};
   std::string name;
   for (const StageDesc& s : item.stages) {
     const Geometry& g = s.geometry;
+    if (s.role == Role::kReduce) name += "+squeeze";
+    if (s.role == Role::kReduce || s.role == Role::kExcite) continue;
     const char* role = item.stages.size() == 1 && s.role == Role::kExpand ? "conv" : roles[static_cast<int>(s.role)];
     name += (name.empty() ? "" : "+") + std::string(role) + std::to_string(g.kh) + "x" + std::to_string(g.kw);
     if (g.sh != 1 || g.sw != 1) name += "s" + std::to_string(std::max(g.sh, g.sw));
     if (g.dh != 1 || g.dw != 1) name += "d" + std::to_string(std::max(g.dh, g.dw));
   }
-  if (item.residual) name += "+residual";
+  if (item.residual) name += item.residual_back ? "+shortcut" : "+residual";
   if (item.pool) name += "+pool";
   return name;
 }
