@@ -22,7 +22,7 @@ from mobilenet_ext.modules.chain import FusedChain
 from mobilenet_ext.modules.mixin import fused_chains, sharing_copy
 from mobilenet_ext.modules.runs import Runs
 from mobilenet_ext.modules.structure import STATE, plain_class
-from mobilenet_ext.spec import LinearSpec
+from mobilenet_ext.spec import BlockSpec
 
 PYTORCH = "PyTorch"
 KINDS = ("block", "conv", "linear", PYTORCH)
@@ -204,10 +204,12 @@ class _Walk:
             self._flushed += (native.slot_info(slot.id) or {"denormals_flushed": 0})["denormals_flushed"]
         steps = plan_of(chain)
         for index, (item, parts) in enumerate(zip(chain.match.chain, item_paths(chain.match), strict=True)):
-            kind, kernel = "linear" if isinstance(item, LinearSpec) else item.kind, ""
+            kind, kernel = item.kind if isinstance(item, BlockSpec) else "linear", ""
             if steps:
                 kind, kernel = steps[index]["kind"], steps[index]["kernel"]
             parts = tuple(_innermost(module, part) for part in parts)
+            if not parts:  # a mean over the image, of no module with tensors
+                continue
             labels = " + ".join(self._label(_join(path, part)) for part in parts)
             classes = " + ".join(plain_class(module.get_submodule(part)).__name__ for part in parts)
             self._rows.append(Row(labels, classes, True, kind, kernel))
@@ -227,7 +229,7 @@ def item_paths(match: Match) -> Iterator[tuple[str, ...]]:
     owners: list[tuple[str, ...]] = []
     sources = iter(match.sources)
     for item in match.chain:
-        count = len(item.sources) if isinstance(item, LinearSpec) else sum(len(s.sources) for _, s in item.stages())
+        count = sum(len(spec.sources) for _, spec in item.stages())
         owners.append(tuple(dict.fromkeys(next(sources).path for _ in range(count))))
     for own in owners:
         others = [path for paths in owners if paths is not own for path in paths]

@@ -9,6 +9,9 @@
 namespace mobilenet_ext {
 namespace {
 
+constexpr int kMeanChannels = 64;
+constexpr int kMeanPixels = 64;  // of one fp32 sum; a constant, since it decides bits
+
 // Blocks without a project add their input here; nothing that matters for speed has this form.
 void add_residual(const Job& job, int first, int m) {
   const InView& in = job.residual;
@@ -102,6 +105,7 @@ void run_conv(const Job& job, const Region& region, Range panels, Arena& arena) 
   const int out_w = job.shape.out_w, out = stage.desc.out;
   Operand operand(stage.desc, job.shape.expand, job.in, region.x0, pointwise ? region.x0 + chunk : region.x1, 1, arena);
   float* rows = nhwc ? nullptr : arena.take<float>(static_cast<size_t>(chunk) * out);
+  float* shortcut = job.item.desc.residual ? arena.take<float>(static_cast<size_t>(chunk) * out) : nullptr;
   if (arena.measuring()) return;
   for (int y = region.y0; y < region.y1; ++y) {
     for (int x = region.x0; x < region.x1; x += chunk) {
@@ -110,6 +114,7 @@ void run_conv(const Job& job, const Region& region, Range panels, Arena& arena) 
       operand.load(y, 1, x, x + m, g);
       g.m = m;
       stage.set_activation(g);
+      const float* residual = shortcut ? residual_pixels(job, first, m, shortcut, &g.residual_pixel) : nullptr;
       float* c = nhwc ? job.out.data + first * job.out.pixel : rows;
       g.c_pixel = nhwc ? job.out.pixel : out;
       for (int p = panels.begin; p < panels.end; ++p) {
@@ -119,15 +124,51 @@ void run_conv(const Job& job, const Region& region, Range panels, Arena& arena) 
         g.c = c + panel.first;
         g.c_vector = panel.kind->vector;
         g.n_valid = panel.valid;
+        g.residual = residual ? residual + panel.first : nullptr;
         panel.kind->gemm(g);
       }
       if (!nhwc) store_transposed(job, rows, first, m, out);
-      if (job.item.desc.residual) add_residual(job, first, m);
     }
   }
 }
 
+int pool_parts(const PackedItem& item) {
+  return item.desc.mean ? (item.desc.in() + kMeanChannels - 1) / kMeanChannels
+                        : static_cast<int>(item.stages[0].panels.size());
+}
+
+void run_mean(const Job& job, Range parts, Arena& arena) {
+  double* totals = arena.take<double>(kMeanChannels);
+  float* sums = arena.take<float>(kMeanChannels);
+  if (arena.measuring()) return;
+  const int h = job.shape.expand.h, w = job.shape.expand.w;
+  for (int part = parts.begin; part < parts.end; ++part) {
+    const int first = part * kMeanChannels, channels = std::min(kMeanChannels, job.item.desc.in() - first);
+    std::fill_n(totals, channels, 0.0);
+    std::fill_n(sums, channels, 0.0f);
+    // As in run_pool: chunks of pixels in fp32, counted over the whole image, their sums in double.
+    int64_t pixel = 0;
+    const int64_t pixels = static_cast<int64_t>(h) * w;
+    for (int y = 0; y < h; ++y) {
+      for (int x = 0; x < w; ++x) {
+        const float* in = job.in.data + y * job.in.row + x * job.in.pixel + first * job.in.channel;
+        if (job.in.channel == 1) {
+          for (int c = 0; c < channels; ++c) sums[c] += in[c];
+        } else {
+          for (int c = 0; c < channels; ++c) sums[c] += in[c * job.in.channel];
+        }
+        if (++pixel % kMeanPixels != 0 && pixel != pixels) continue;
+        for (int c = 0; c < channels; ++c) totals[c] += static_cast<double>(sums[c]);
+        std::fill_n(sums, channels, 0.0f);
+      }
+    }
+    for (int c = 0; c < channels; ++c)
+      job.out.data[first + c] = static_cast<float>(totals[c] / static_cast<double>(pixels));
+  }
+}
+
 void run_pool(const Job& job, Range panels, Arena& arena) {
+  if (job.item.desc.mean) return run_mean(job, panels, arena);
   const PackedStage& stage = job.item.stages[0];
   const int w = job.shape.expand.out_w, h = job.shape.expand.out_h, chunk = std::min(job.plan.chunk, w);
   int width = 0;
@@ -171,7 +212,7 @@ void run_pool(const Job& job, Range panels, Arena& arena) {
 
 void run_item(const Job& job, Arena& arena) {
   const int h = job.shape.out_h, w = job.shape.out_w;
-  if (job.item.desc.pool) return run_pool(job, {0, static_cast<int>(job.item.stages[0].panels.size())}, arena);
+  if (job.item.desc.pool) return run_pool(job, {0, pool_parts(job.item)}, arena);
   if (!job.item.find(Role::kDepthwise)) {
     return run_conv(job, {0, h, 0, w}, {0, static_cast<int>(job.item.stages[0].panels.size())}, arena);
   }

@@ -48,5 +48,7 @@ void run_squeezed(const Job& job, Arena& arena);
 // Single convolutions: a region of the output and some panels; pool: some panels.
 void run_conv(const Job& job, const Region& region, Range panels, Arena& arena);
 void run_pool(const Job& job, Range panels, Arena& arena);
+// The parts that run_pool is split into: panels, or groups of channels where there is no convolution.
+int pool_parts(const PackedItem& item);
 
 }  // namespace mobilenet_ext

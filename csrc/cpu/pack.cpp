@@ -167,6 +167,10 @@ PackedChain lay_out(const ChainDesc& chain, const IsaTable& isa) {
       PackedStage p;
       p.desc = stage;
       set_clamp(p);
+      if (item.mean) {
+        pi.stages.push_back(p);
+        continue;
+      }
       if (stage.role == Role::kDepthwise) {
         const int channels = round_up(stage.out, isa.vector);
         p.weights = take(static_cast<size_t>(channels) * stage.geometry.kh * stage.geometry.kw);
@@ -204,6 +208,7 @@ PackedChain pack(const ChainDesc& chain, const std::vector<SourceView>& sources,
   const SourceView* next = sources.data();
   for (PackedItem& item : packed.items) {
     for (PackedStage& p : item.stages) {
+      if (item.desc.mean) continue;
       const StageSources src = split(p.desc, next);
       const Folded f = fold(p.desc, src);
       const int padded = p.desc.role == Role::kDepthwise ? round_up(p.desc.out, isa.vector)

@@ -67,6 +67,7 @@ std::vector<ItemShape> shapes(const ChainDesc& chain, int h, int w) {
     s.out_h = h;
     s.out_w = w;
     if (item.linear || item.pool) {
+      if (item.mean) s.multiply_adds = static_cast<double>(item.in()) * h * w;
       s.multiply_adds = item.linear ? static_cast<double>(item.in()) * item.out() : s.multiply_adds;
       s.out_floats = static_cast<size_t>(item.out());
       h = w = 1;
@@ -138,6 +139,7 @@ int useful_workers(double multiply_adds, int threads) {
 
 std::string kernel_name(const ItemDesc& item) {
   if (item.linear) return "linear";
+  if (item.mean) return "pool";
   static const char* const roles[] = {"expand", "depthwise", "squeeze", "excite", "project"};
   std::string name;
   for (const StageDesc& s : item.stages) {

@@ -7,7 +7,7 @@ namespace mobilenet_ext {
 namespace {
 
 constexpr int64_t kVersion = 2;
-constexpr int64_t kBlockCode = 1, kLinearCode = 2;
+constexpr int64_t kBlockCode = 1, kLinearCode = 2, kMeanCode = 3;
 constexpr int64_t kResidualFlag = 1, kPoolFlag = 2, kBackFlag = 4;
 
 class Reader {
@@ -148,7 +148,14 @@ ChainDesc decode(const std::vector<int64_t>& program, const std::vector<double>&
   size_t constant = 0;
   for (int64_t i = 0; i < count; ++i) {
     ItemDesc item;
-    if (r.next("item code", kBlockCode, kLinearCode) == kLinearCode) {
+    const int64_t code = r.next("item code", kBlockCode, kMeanCode);
+    if (code == kMeanCode) {
+      item.pool = item.mean = true;
+      StageDesc s;
+      s.in = s.out = r.next_int("channels", 1);
+      s.sources = 0;
+      item.stages.push_back(s);
+    } else if (code == kLinearCode) {
       item.linear = true;
       StageDesc s;
       s.in = r.next_int("in_features", 1);
@@ -175,11 +182,14 @@ ChainDesc decode(const std::vector<int64_t>& program, const std::vector<double>&
     }
     if (item.residual_back) {
       // The result may lie where the shortcut comes from, so it must be written once, last.
-      if (chain.items.empty() || chain.items.back().in() != item.out() || !is_clamp(item.stages.back().activation)) {
-        throw std::invalid_argument("program: a shortcut over two items needs equal channels and no late activation");
+      if (chain.items.empty() || chain.items.back().in() != item.out() || !is_clamp(item.stages.back().activation) ||
+          item.stages.back().role == Role::kDepthwise) {
+        throw std::invalid_argument(
+            "program: a shortcut over two items needs equal channels, a dense end and no late activation");
       }
     }
     for (StageDesc& s : item.stages) {
+      if (item.mean) break;
       if (constant >= constants.size()) throw std::invalid_argument("program: fewer constants than stages");
       s.eps = constants[constant++];
       if (s.activation != Activation::kLeakyRelu) continue;

@@ -67,6 +67,7 @@ struct StageDesc {
 struct ItemDesc {
   bool linear = false;
   bool residual = false, pool = false;
+  bool mean = false;              // the mean over the image alone: pool, and one stage without weights
   bool residual_back = false;     // the shortcut starts at the input of the item before this one
   std::vector<StageDesc> stages;  // a linear item has one stage with a 1x1 geometry
 
@@ -75,7 +76,7 @@ struct ItemDesc {
   int out() const { return stages.back().out; }
   bool squeezed() const { return find(Role::kExcite) != nullptr; }
   // "block" (several stages in one kernel), "conv" or "linear": how reports and counters count it.
-  const char* kind() const { return linear ? "linear" : stages.size() > 1 ? "block" : "conv"; }
+  const char* kind() const { return linear ? "linear" : mean ? "pool" : stages.size() > 1 ? "block" : "conv"; }
 };
 
 struct ChainDesc {

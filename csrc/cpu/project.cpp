@@ -1,9 +1,6 @@
 #include "project.h"
 
 namespace mobilenet_ext {
-namespace {
-
-// What the shortcut adds at output pixels [first, first + m) as [m][channels], in place where it lies that way.
 const float* residual_pixels(const Job& job, int first, int m, float* buffer, ptrdiff_t* pixel) {
   const InView& in = job.residual;
   const int w = job.shape.out_w, channels = job.item.desc.out();
@@ -18,8 +15,6 @@ const float* residual_pixels(const Job& job, int first, int m, float* buffer, pt
   *pixel = channels;
   return buffer;
 }
-
-}  // namespace
 
 void store_transposed(const Job& job, const float* from, int first, int m, int channels) {
   float* to = job.out.data + first * job.out.pixel;

@@ -14,6 +14,9 @@ inline bool output_is_nhwc(const Job& job) { return job.out.channel == 1; }
 // [m][channels] rows at `from` to output pixels [first, first + m), whose channels are strided.
 void store_transposed(const Job& job, const float* from, int first, int m, int channels);
 
+// What the shortcut adds at output pixels [first, first + m) as [m][channels], in place where it lies that way.
+const float* residual_pixels(const Job& job, int first, int m, float* buffer, ptrdiff_t* pixel);
+
 // Hidden pixels [block][pixel][vector] to output pixels.
 class Project {
  public:

@@ -240,10 +240,10 @@ class Builder {
                     chain_.items[i].stages[0].panels.size(), first_image, images, workers, previous);
   }
 
-  // Pixels (or rows) x panels. Strided outputs and residuals of single convolutions are written whole pixels at a time.
+  // Pixels (or rows) x panels. Strided outputs are written whole pixels at a time.
   int add_grid(TaskKind kind, int i, const Job& j, int m, size_t panels, int first_image, int images, int workers,
                int previous) {
-    const bool whole_pixels = j.out.channel != 1 || (kind == TaskKind::kConv && j.item.desc.residual);
+    const bool whole_pixels = j.out.channel != 1;
     const Grid grid = choose_grid(m, whole_pixels ? 1 : static_cast<int>(panels), workers);
     const int phase = new_phase(), n = static_cast<int>(panels);
     for (int image = 0; image < images; ++image) {
@@ -274,8 +274,7 @@ class Builder {
   }
 
   int add_pool(int i, const Job& j, int first_image, int images, int workers, int previous) {
-    const int n = static_cast<int>(chain_.items[i].stages[0].panels.size()), parts = std::min(workers, n),
-              phase = new_phase();
+    const int n = pool_parts(chain_.items[i]), parts = std::min(workers, n), phase = new_phase();
     for (int image = 0; image < images; ++image) {
       for (int p = 0; p < parts; ++p) {
         Task t{TaskKind::kPool};

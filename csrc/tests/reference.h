@@ -155,6 +155,7 @@ inline Image mean_of(Image& y);
 // `shortcut` is what the residual adds.
 inline Image run_item(const ItemDesc& item, const std::vector<StageTensors>& tensors, Image x, const Image& shortcut) {
   Image y = x, squeezed;
+  if (item.mean) return mean_of(y);
   for (size_t i = 0; i < item.stages.size(); ++i) {
     if (item.stages[i].role == Role::kReduce) {
       squeezed = mean_of(y);

@@ -41,10 +41,11 @@ Data make_data(const Case& c, unsigned seed) {
   std::mt19937 rng(seed);
   for (const ItemDesc& item : c.chain.items) {
     d.tensors.emplace_back();
+    if (item.mean) continue;
     for (const StageDesc& s : item.stages) d.tensors.back().push_back(random_tensors(s, rng));
   }
   for (size_t i = 0; i < c.chain.items.size(); ++i) {
-    for (size_t s = 0; s < c.chain.items[i].stages.size(); ++s) {
+    for (size_t s = 0; s < d.tensors[i].size(); ++s) {
       for (const SourceView& v : views(c.chain.items[i].stages[s], d.tensors[i][s])) d.sources.push_back(v);
     }
   }
@@ -206,6 +207,15 @@ void add_family_cases(const std::function<void(std::string, std::vector<ItemDesc
     }
   }
   add("wide squeezed", {squeezed(8, 200, 12, 10, square(3), false)}, 1, 5, 700, Layout::kNhwc);
+  ItemDesc mean = item({stage(Role::kExpand, 70, 70, {})}, false, true);
+  mean.mean = true;
+  mean.stages[0].sources = 0;
+  mean.stages[0].activation = Activation::kNone;
+  for (Layout layout : layouts) {
+    add("mean", {mean}, 2, 9, 11, layout);
+    add("block and mean", {inverted(12, 45, 70, square(3), false), mean, linear_item(70, 5, Activation::kNone)}, 3, 13,
+        12, layout);
+  }
   // Dilated depthwise: every residue, and the stride that equals the dilation.
   for (int k : {3, 5, 7}) {
     for (int dilation : {2, 3}) {
@@ -226,6 +236,7 @@ void add_family_cases(const std::function<void(std::string, std::vector<ItemDesc
     add("shortcut over two", {start, back}, 2, 14, 13, layout);
     add("shortcut over two, single", {edge, plain}, 2, 9, 8, layout);
     add("shortcuts", {edge, plain, start, back, edge, plain, inverted(16, 30, 9, square(3), false)}, 3, 15, 14, layout);
+    add("late shortcut", {start, inverted(16, 40, 16, square(3), true), edge, plain}, 2, 12, 14, layout);
   }
 }
 

@@ -61,6 +61,9 @@ int main() {
   CHECK_THROWS(decode(broken, {0, 0.2, 0, 0}), "squeeze-and-excitation is two 1x1 layers");
   CHECK_THROWS(decode({2, 0, 1, 1, 4, 1, 0, 8, 8, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 1}, {0}), "shortcut over two");
 
+  const ChainDesc mean = decode({2, 0, 1, 3, 40}, {});
+  CHECK(mean.items[0].mean && mean.flat_output() && mean.source_count() == 0);
+
   // "same" puts the odd pixel at bottom and right.
   Geometry g;
   g.kh = g.kw = 3;

@@ -34,7 +34,17 @@ _GLOBAL_HOOKS = (
 _FREE_SETTINGS = frozenset({"training", "momentum", "inplace", "p", "drop_prob", "drop_rate", "call_super_init"})
 
 # Settings that change what a layer computes, compared at every call; the rest only after an epoch.
-_GEOMETRY = ("stride", "padding", "dilation", "groups", "padding_mode", "use_shortcut", "use_res_connect", "has_skip")
+_GEOMETRY = (
+    "stride",
+    "padding",
+    "dilation",
+    "groups",
+    "padding_mode",
+    "negative_slope",
+    "use_shortcut",
+    "use_res_connect",
+    "has_skip",
+)
 
 
 def plain_class(module: nn.Module) -> type[nn.Module]:
