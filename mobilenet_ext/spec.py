@@ -153,6 +153,8 @@ class BlockSpec:
 
     def __post_init__(self) -> None:
         stages = [spec for _, spec in self.stages()]
+        if (self.reduce is None) != (self.excite is None):
+            raise ValueError("squeeze-and-excitation needs both reduce and excite")
         if not stages:
             raise ValueError("a block needs at least one of expand, depthwise and project")
         for first, second in pairwise(stages):
@@ -169,8 +171,6 @@ class BlockSpec:
             raise ValueError(
                 "project is a 1x1 convolution after a depthwise stage; a lone 1x1 convolution is an expand"
             )
-        if (self.reduce is None) != (self.excite is None):
-            raise ValueError("squeeze-and-excitation needs both reduce and excite")
         if self.reduce is not None and self.excite is not None:
             if self.depthwise is None or self.project is None:
                 raise ValueError("squeeze-and-excitation stands between a depthwise stage and its project")
@@ -178,7 +178,9 @@ class BlockSpec:
                 raise ValueError("the layers of squeeze-and-excitation are 1x1")
         last = stages[-1]
         if self.residual_back and (self.residual or self.pool or last.activation not in CLAMPS or last.depthwise):
-            raise ValueError("a shortcut over two items excludes another one, a pool, a late activation, a depthwise end")
+            raise ValueError(
+                "a shortcut over two items excludes another, a pool, a late activation and a depthwise end"
+            )
         if self.residual and self.in_channels != self.out_channels:
             raise ValueError(f"residual needs equal channels, got {self.in_channels} and {self.out_channels}")
         if self.pool and (len(stages) != 1 or self.expand is None or self.expand.kernel != (1, 1) or self.residual):

@@ -117,6 +117,8 @@ def _stage(
 
 # Where an activation that is not monotone has its minimum.
 _TURNS = {"hardswish": -1.5, "silu": -1.2784645427610738}
+# What exp(-x) beyond the range of fp32 makes of SiLU and sigmoid, which are that small there.
+_UNDERFLOW = 32 * torch.finfo(torch.float32).tiny
 _ROUNDINGS = 2  # of an activation that is no clamp, in units of eps; csrc/tests/test_activation.cpp measures it
 
 
@@ -130,7 +132,7 @@ def _activation(spec: ConvSpec | LinearSpec, value: Tensor, error: Tensor, eps: 
         inside = (value - turn).abs() <= error
         moved = torch.where(inside, torch.maximum(moved, middle - lowest), moved)
     if spec.activation not in CLAMPS:
-        moved = moved + _ROUNDINGS * eps * middle.abs()
+        moved = moved + _ROUNDINGS * eps * middle.abs() + _UNDERFLOW
     return middle, moved
 
 

@@ -12,4 +12,8 @@ struct Range {
 void run_dense(const PackedChain& chain, const PackedStage& stage, const float* a, int m, ptrdiff_t a_row, float* c,
                ptrdiff_t c_row, Range panels);
 
+// One row whose result scales a whole image, so that its errors do not average out: chunks of 64 terms in fp32, their
+// sums in double. Another order of sums than run_dense, but likewise a function of the stage alone.
+void run_dense_exact(const PackedChain& chain, const PackedStage& stage, const float* a, float* c, Range panels);
+
 }  // namespace mobilenet_ext

@@ -88,12 +88,12 @@ void run_reduce(const Job& job, const Squeeze& squeeze, Range panels, Arena& are
   }
   const double pixels = static_cast<double>(rows) * job.shape.out_w;
   for (int c = 0; c < channels; ++c) mean[c] = static_cast<float>(totals[c] / pixels);
-  run_dense(job.chain, stage, mean, 1, channels, squeeze.reduced, stage.desc.out, panels);
+  run_dense_exact(job.chain, stage, mean, squeeze.reduced, panels);
 }
 
 void run_excite(const Job& job, const Squeeze& squeeze, Range panels) {
   const PackedStage& stage = *job.item.find(Role::kExcite);
-  run_dense(job.chain, stage, squeeze.reduced, 1, stage.desc.in, squeeze.scale, stage.desc.out, panels);
+  run_dense_exact(job.chain, stage, squeeze.reduced, squeeze.scale, panels);
   // Padding channels are scaled too, by a number.
   if (panels.end == panel_count(stage))
     std::fill(squeeze.scale + stage.desc.out, squeeze.scale + padded_channels(job), 0.0f);
