@@ -1,5 +1,7 @@
-"""The kernels that the wider family needs, through the operator and against float64, forward and backward, on every ISA:
-activations, squeeze-and-excitation, shortcuts over two items, means without a convolution, several linear layers."""
+"""The kernels that the wider family needs, through the operator, against float64, forward and backward, on every ISA.
+
+Activations, squeeze-and-excitation, shortcuts over two items, means without a convolution, several linear layers.
+"""
 
 import math
 

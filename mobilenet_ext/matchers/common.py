@@ -33,7 +33,8 @@ class Match:
     ``norms`` are the BatchNorm submodules: the chain is valid only while each has ``training`` False and running
     statistics.  ``identities`` are the submodules that must be in eval mode to be the identity (dropout, drop path);
     '' is the matched module itself.  ``skipped`` is every submodule that the fused path does not call.  ``method`` is
-    the method that the chain replaces.
+    the method that the chain replaces.  ``traced`` says that the chain was read from a run of the module's own
+    ``forward``, which may depend on any of its settings.
     """
 
     chain: tuple[ChainItem, ...]
@@ -43,6 +44,7 @@ class Match:
     identities: tuple[str, ...]
     skipped: tuple[str, ...]
     method: str = "forward"
+    traced: bool = False
 
 
 @dataclass(frozen=True)
