@@ -13,7 +13,7 @@ constexpr int kChunkPixels = 28;
 // About 20 us of arithmetic; waking a second thread for less costs more than it gives.
 constexpr double kWorkPerWorker = 1.1e6;
 constexpr size_t kChunkBytes = 24 << 10;
-constexpr size_t kSqueezeBytes = 128 << 10;
+constexpr int kSqueezePixels = 56;
 // Pixels whose sum is one fp32 chain. A constant, since it decides the bits of a pooled mean.
 constexpr int kPoolChunk = 64;
 
@@ -34,10 +34,12 @@ bool fills_tiles(const IsaTable& isa, int pixels) {
   return pixels / tiles * columns >= std::min(kEnoughAccumulators, 0.9 * kind.max_rows * columns);
 }
 
-// Pixels of one scaled copy: whole tiles, about 128 KB.
-int squeeze_chunk(int channels) {
-  const int pixels = static_cast<int>((kSqueezeBytes / sizeof(float)) / channels) / kChunkPixels * kChunkPixels;
-  return std::max(pixels, kChunkPixels);
+// Pixels of one scaled copy: as even as possible and about 3/8 of the second-level cache, since the weights of the
+// project are read once for each.
+int squeeze_chunk(int channels, int pixels, const CacheSizes& caches) {
+  const int most = std::max(static_cast<int>(caches.l2 * 3 / 8 / sizeof(float)) / channels, kChunkPixels);
+  const int parts = (pixels + most - 1) / most;
+  return parts <= 1 ? std::max(pixels, 1) : std::max(1, (pixels + parts - 1) / parts);
 }
 
 int ring_rows(const Geometry& g, int rows_per_step) { return (rows_per_step - 1) * g.sh + (g.kh - 1) * g.dh + 1; }
@@ -94,19 +96,26 @@ ItemPlan plan_item(const PackedItem& item, const ItemShape& shape, const IsaTabl
   const Geometry& g = depthwise->desc.geometry;
   plan.ring_rows = ring_rows(g, 1);
   const size_t half = caches.l2 / 2 / sizeof(float), quarter = caches.l2 / 4 / sizeof(float);
-  const StageDesc* excite = item.desc.find(Role::kExcite);
-  if (excite) plan.chunk = squeeze_chunk(depthwise->desc.out);
-  const int blocks = (depthwise->desc.out + isa.vector - 1) / isa.vector;
-  while (excite && plan.block_parts < blocks && ring_floats(item, shape, isa, plan) / plan.block_parts > half)
-    ++plan.block_parts;
-  while (!excite && plan.column_parts < shape.out_w && ring_floats(item, shape, isa, plan) > half) ++plan.column_parts;
-  if (plan.column_parts == 1) {
+  const bool squeezed = item.desc.squeezed();
+  if (squeezed) {
+    // The depthwise output is kept whole, so channels may pass in groups: several rows at once fit, tiles are full, and
+    // each group's weights stay in the cache.
+    const int blocks = (depthwise->desc.out + isa.vector - 1) / isa.vector;
+    plan.chunk = squeeze_chunk(depthwise->desc.out, shape.out_h * shape.out_w, caches);
+    plan.rows_per_step = std::min(shape.out_h, (kSqueezePixels + shape.out_w - 1) / shape.out_w);
+    plan.ring_rows = ring_rows(g, plan.rows_per_step);
+    while (plan.block_parts < blocks && ring_floats(item, shape, isa, plan) / plan.block_parts > quarter)
+      ++plan.block_parts;
+  }
+  while (!squeezed && plan.column_parts < shape.out_w && ring_floats(item, shape, isa, plan) > half)
+    ++plan.column_parts;
+  if (plan.column_parts == 1 && !squeezed) {
     // Rows too short for whole tiles are taken several at a time, as far as the ring stays small.
     while (plan.rows_per_step < shape.out_h && !fills_tiles(isa, plan.rows_per_step * shape.out_w)) {
       ItemPlan more = plan;
       ++more.rows_per_step;
       more.ring_rows = ring_rows(g, more.rows_per_step);
-      if (ring_floats(item, shape, isa, more) / plan.block_parts > quarter) break;
+      if (ring_floats(item, shape, isa, more) > quarter) break;
       plan = more;
     }
   }

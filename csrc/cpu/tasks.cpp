@@ -182,7 +182,7 @@ class Builder {
   int add_hidden(int i, const Job& j, int first_image, int images, int workers, int previous) {
     const PackedStage* expand = j.item.find(Role::kExpand);
     const int units = expand ? static_cast<int>(expand->panels.size()) : all_blocks(j).end,
-              parts = std::min(std::max(workers, j.plan.block_parts), units);
+              parts = std::min((std::max(workers, j.plan.block_parts) + workers - 1) / workers * workers, units);
     const int phase = new_phase();
     reserve_hidden(j);
     for (int image = 0; image < images; ++image) {

@@ -393,7 +393,7 @@ void check_splits() {
                           Wanted{inverted(24, 144, 24, square(5), true), 40, 2, TaskKind::kSeam},
                           Wanted{inverted(96, 576, 96, square(3), true), 7, 2, TaskKind::kHidden},
                           Wanted{inverted(96, 576, 160, square(3, 2), false), 14, 3, TaskKind::kHidden},
-                          Wanted{squeezed(32, 192, 32, 8, square(3), true), 28, 2, TaskKind::kSeam},
+                          Wanted{squeezed(24, 72, 40, 24, square(5), false), 56, 2, TaskKind::kSeam},
                           Wanted{squeezed(32, 192, 48, 48, square(5, 2), false), 56, 3, TaskKind::kReduce},
                           Wanted{squeezed(96, 576, 160, 144, square(5), false), 7, 2, TaskKind::kExcite}}) {
     Case c{"split", {}, 1, w.h, w.h, Layout::kNhwc};
