@@ -122,7 +122,6 @@ void depthwise_row(const Job& job, const HiddenRows& hidden, Blocks blocks, int 
   d.kw = k.kw;
   d.stride = k.sw;
   d.dilation = k.dw;
-  d.in_pixel = isa.vector;
   d.in_block = hidden.block_floats();
   d.weights = job.chain.at(stage.weights) + static_cast<size_t>(blocks.begin) * k.kh * k.kw * isa.vector;
   d.bias = job.chain.at(stage.bias) + blocks.begin * isa.vector;
@@ -239,7 +238,10 @@ void run_seam_row(const Job& job, int y, float* row, Arena& arena) {
   hidden.make_into(y, row);
 }
 
-void run_hidden(const Job& job, Blocks blocks, float* shared, Arena& arena) {
+namespace {
+
+// All rows of a few channel blocks, so few that their ring stays in the first cache.
+void run_hidden_blocks(const Job& job, Blocks blocks, float* shared, Arena& arena) {
   const int vector = job.chain.header.isa->vector, out_w = job.shape.out_w;
   const ptrdiff_t block_floats = static_cast<ptrdiff_t>(job.shape.out_h) * out_w * vector;
   HiddenRows hidden(job, 0, out_w, blocks, arena);
@@ -254,6 +256,21 @@ void run_hidden(const Job& job, Blocks blocks, float* shared, Arena& arena) {
       return DepthwiseOut{out, vector, block_floats, vector};
     });
   }
+}
+
+}  // namespace
+
+void run_hidden(const Job& job, Range units, float* shared, Arena& arena) {
+  const IsaTable& isa = *job.chain.header.isa;
+  const int most = job.plan.hidden_panels > 0 ? job.plan.hidden_panels : std::max(1, units.end - units.begin);
+  Arena largest = arena;
+  for (int unit = units.begin; unit < units.end; unit += most) {
+    Arena again = arena;
+    const int end = std::min(units.end, unit + most);
+    run_hidden_blocks(job, {block_of_unit(job.item, isa, unit), block_of_unit(job.item, isa, end)}, shared, again);
+    if (again.used_floats() > largest.used_floats()) largest = again;
+  }
+  arena = largest;
 }
 
 void run_project(const Job& job, const float* shared, Range pixels, Range panels, Arena& arena) {
@@ -342,6 +359,15 @@ void run_item(const Job& job, Arena& arena) {
   if (job.item.desc.pool) return run_pool(job, {0, static_cast<int>(job.item.stages[0].panels.size())}, arena);
   if (!job.item.find(Role::kDepthwise)) {
     return run_conv(job, {0, h, 0, w}, {0, static_cast<int>(job.item.stages[0].panels.size())}, arena);
+  }
+  if (job.plan.split == Split::kHidden) {
+    const IsaTable& isa = *job.chain.header.isa;
+    float* hidden = arena.take<float>(static_cast<size_t>(block_count(job)) * isa.vector * h * w);
+    Arena project = arena;
+    run_hidden(job, {0, hidden_units(job.item, isa)}, hidden, arena);
+    run_project(job, hidden, {0, h * w}, {0, static_cast<int>(job.item.find(Role::kProject)->panels.size())}, project);
+    if (project.used_floats() > arena.used_floats()) arena = project;
+    return;
   }
   const int parts = job.plan.column_parts;
   Arena largest = arena;

@@ -23,8 +23,8 @@ size_t seam_row_floats(const Job& job);
 // The hidden rows that the bands above and below output row `y` both read.
 Range seam_rows(const Job& job, int y);
 
-// Some channel blocks up to the depthwise output of the whole image: shared[block][pixel][vector].
-void run_hidden(const Job& job, Blocks blocks, float* shared, Arena& arena);
+// Some units of hidden channels up to the depthwise output of the whole image: shared[block][pixel][vector].
+void run_hidden(const Job& job, Range units, float* shared, Arena& arena);
 // Then some pixels and panels of the project.
 void run_project(const Job& job, const float* shared, Range pixels, Range panels, Arena& arena);
 

@@ -33,6 +33,16 @@ bool fills_tiles(const IsaTable& isa, int pixels) {
   return pixels / tiles * columns >= std::min(kEnoughAccumulators, 0.9 * kind.max_rows * columns);
 }
 
+size_t weight_floats(const PackedItem& item) {
+  size_t floats = 0;
+  for (const PackedStage& s : item.stages) {
+    const Geometry& g = s.desc.geometry;
+    const size_t in = s.desc.role == Role::kDepthwise ? 1 : s.desc.in;
+    floats += in * s.desc.out * g.kh * g.kw;
+  }
+  return floats;
+}
+
 int ring_rows(const Geometry& g, int rows_per_step) { return (rows_per_step - 1) * g.sh + (g.kh - 1) * g.dh + 1; }
 
 }  // namespace
@@ -81,7 +91,7 @@ ItemPlan plan_item(const PackedItem& item, const ItemShape& shape, const IsaTabl
   }
   const Geometry& g = depthwise->desc.geometry;
   plan.ring_rows = ring_rows(g, 1);
-  const size_t half = caches.l2 / 2 / sizeof(float), quarter = caches.l2 / 4 / sizeof(float);
+  const size_t half = caches.l2 / 2 / sizeof(float), quarter = caches.l2 / 2 / sizeof(float);
   while (plan.column_parts < shape.out_w && ring_floats(item, shape, isa, plan) > half) ++plan.column_parts;
   if (plan.column_parts == 1) {
     // Rows too short for whole tiles are taken several at a time, as far as the ring stays small.
@@ -93,9 +103,17 @@ ItemPlan plan_item(const PackedItem& item, const ItemShape& shape, const IsaTabl
       plan = more;
     }
   }
-  // Bands of fewer than four rows spend too much on their seams.
-  if (threads > 1 && item.find(Role::kProject) && shape.out_h < 4 * threads && plan.column_parts == 1)
-    plan.split = Split::kHidden;
+  if (plan.column_parts > 1 || !item.find(Role::kProject)) return plan;
+  const size_t hidden_image = static_cast<size_t>(item.find(Role::kDepthwise)->desc.out) * shape.out_h * shape.out_w;
+  // Row by row the weights pass once for every few rows. Where they are larger than the cache and the image is not,
+  // the hidden channels go by instead, each weight once. Bands of fewer than four rows spend too much on their seams.
+  const bool stream = false;
+  if (!stream && (threads == 1 || shape.out_h >= 4 * threads)) return plan;
+  plan.split = Split::kHidden;
+  plan.rows_per_step = shape.out_h;
+  plan.ring_rows = std::min(ring_rows(g, plan.rows_per_step), shape.depthwise.h);
+  const size_t ring = ring_floats(item, shape, isa, plan) / hidden_units(item, isa);
+  plan.hidden_panels = std::max(1, static_cast<int>(caches.l1d / 2 / sizeof(float) / std::max<size_t>(1, ring)));
   return plan;
 }
 

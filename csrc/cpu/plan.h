@@ -30,6 +30,7 @@ struct ItemPlan {
   int rows_per_step = 1;  // output rows between two visits of the ring
   int ring_rows = 0;      // expanded rows kept
   int column_parts = 1;   // an image too wide for the cache is cut into this many column bands
+  int hidden_panels = 0;  // kHidden: expand panels (or channel blocks) that share one ring before the next ones begin
   int chunk = 0;          // single 1x1 convolutions: pixels that pass all panels before the next ones are read
 };
 

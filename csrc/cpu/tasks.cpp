@@ -156,14 +156,9 @@ class Builder {
 
   int add_hidden(int i, const Job& j, int first_image, int images, int workers, int previous) {
     const PackedItem& item = chain_.items[i];
-    const int vector = chain_.header.isa->vector,
-              blocks = (item.find(Role::kDepthwise)->desc.out + vector - 1) / vector;
-    const PackedStage* expand = item.find(Role::kExpand);
-    // Cuts fall between panels of the expand stage.
-    const int units = expand ? static_cast<int>(expand->panels.size()) : blocks, parts = std::min(workers, units);
-    auto block_of = [&](int unit) {
-      return unit == units ? blocks : expand ? expand->panels[unit].first / vector : unit;
-    };
+    const IsaTable& isa = *chain_.header.isa;
+    const int units = hidden_units(item, isa), parts = std::min(workers, units),
+              blocks = block_of_unit(item, isa, units), vector = isa.vector;
     const int phase = new_phase(), pixels = j.shape.out_h * j.shape.out_w;
     list_.hidden = std::max(list_.hidden, round(static_cast<size_t>(blocks) * vector * pixels));
     for (int image = 0; image < images; ++image) {
@@ -172,7 +167,7 @@ class Builder {
         t.item = i;
         t.image = first_image + image;
         t.slot = image;
-        t.panels = {block_of(units * p / parts), block_of(units * (p + 1) / parts)};
+        t.panels = {units * p / parts, units * (p + 1) / parts};
         add(t, phase, previous);
         if (image == 0)
           measure(i, j.plan,
