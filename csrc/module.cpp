@@ -2,7 +2,10 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
+
 #include "api.h"
+#include "tensor_watch.h"
 #include "watch.h"
 
 namespace py = pybind11;
@@ -101,6 +104,23 @@ PYBIND11_MODULE(_C, m) {
            py::arg("entries"), py::arg("sizes"), py::arg("classes"),
            "entries: (dict, key, object it holds); sizes: dicts whose number of entries counts; classes: objects.")
       .def("holds", &Watch::holds);
+  using mobilenet_ext::TensorWatch;
+  py::class_<TensorWatch>(
+      m, "TensorWatch",
+      "Whether tensors still have the storages and versions they had. Keeps no reference. The layout "
+      "must be right: mobilenet_ext/layout.py finds it.")
+      .def(py::init([](const py::list& tensors, const std::array<int, 6>& l) {
+             std::vector<PyObject*> t;
+             for (const auto& tensor : tensors) t.push_back(tensor.ptr());
+             return TensorWatch(t, {l[0], l[1], l[2], l[3], l[4], l[5]});
+           }),
+           py::arg("tensors"), py::arg("layout"),
+           "layout: offsets of implementation, storage, counter, storage offset, data and version, in bytes.")
+      .def("storage_data", &TensorWatch::storage_data, py::arg("index"))
+      .def("version", &TensorWatch::version, py::arg("index"))
+      .def("unchanged", &TensorWatch::unchanged);
+  m.def("read_words", &mobilenet_ext::read_words, py::arg("address"), py::arg("count"),
+        "64-bit words in this process; the address must be of an object that lives and is as large.");
   m.def("new_slot", &api::new_slot);
   m.def("free_slot", &api::free_slot, py::arg("slot"));
   m.def("slot_count", &api::slot_count);

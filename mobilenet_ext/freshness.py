@@ -9,13 +9,14 @@ Everything that may make such an edit advances the epoch, and after an epoch the
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
+from mobilenet_ext import layout
 from mobilenet_ext._library import native
 
 _version_of = attrgetter("_version")
@@ -92,6 +93,7 @@ class Stamp(NamedTuple):
     tensors: list[torch.Tensor]
     versions: list[int]
     addresses: list[int]
+    unchanged: Callable[[], bool] | None  # the same comparison in one native loop
 
 
 class SourceWatch:
@@ -115,13 +117,16 @@ def take_stamp(tensors: list[torch.Tensor]) -> Stamp:
     """What ``tensors`` look like now."""
     tracked = not any(map(torch.Tensor.is_inference, tensors))
     versions = list(map(_version_of, tensors)) if tracked else []
-    return Stamp(_epoch.token, tensors, versions, list(map(_address_of, tensors)))
+    unchanged = layout.watch(tensors) if tracked else None
+    return Stamp(_epoch.token, tensors, versions, list(map(_address_of, tensors)), unchanged)
 
 
 def is_fresh(stamp: Stamp) -> bool:
     """Whether the tensors of ``stamp`` still have its storages and versions, in the same epoch."""
     if stamp.epoch is not _epoch.token or not stamp.versions:
         return False
+    if stamp.unchanged is not None:
+        return stamp.unchanged()
     try:
         return (
             list(map(_version_of, stamp.tensors)) == stamp.versions

@@ -31,6 +31,7 @@ ENVIRONMENT = {
     "MOBILENET_EXT_ISA": "caps the instruction set; read at the first use",
     "MOBILENET_EXT_VERBOSE": "1 prints a line per kernel call on stderr; read at import",
     "MOBILENET_EXT_DISABLE": "1 runs fused modules as plain PyTorch; read at the first use",
+    "MOBILENET_EXT_GETTERS": "1 checks weights through PyTorch's getters, slower; read at the first fused call",
     "MOBILENET_EXT_CUDA": "auto, 1 or 0: whether the install builds the CUDA part; not read afterwards",
 }
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)

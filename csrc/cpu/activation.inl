@@ -156,7 +156,7 @@ NOINLINE void finish_code(const FinishArgs& f) {
 }
 
 template <class V>
-NOINLINE void finish(const FinishArgs& f) {
+NOINLINE void finish_rows(const FinishArgs& f) {
   switch (f.activation) {
     case 3:
       return finish_code<V, 3>(f);

@@ -216,7 +216,7 @@ void run_item(const Job& job, Arena& arena) {
   if (!job.item.find(Role::kDepthwise)) {
     return run_conv(job, {0, h, 0, w}, {0, static_cast<int>(job.item.stages[0].panels.size())}, arena);
   }
-  if (job.item.desc.squeezed()) return run_squeezed(job, arena);
+  if (job.item.desc.squeezed() || job.plan.split == Split::kHidden) return run_in_phases(job, arena);
   const int parts = job.plan.column_parts;
   Arena largest = arena;
   for (int i = 0; i < parts; ++i) {

@@ -30,20 +30,18 @@ struct Squeeze {
 size_t squeeze_floats(const Job& job);
 Squeeze squeeze_at(const Job& job, float* memory);
 
-// Some channel blocks and output rows up to the depthwise output: shared[block][pixel][vector] of the whole image, and
-// with squeeze-and-excitation each row's sums. Seams only with all blocks.
-void run_hidden(const Job& job, Blocks blocks, Range rows, const Seam& above, const Seam& below, float* shared,
+// Some units of hidden channels and some output rows up to the depthwise output: shared[block][pixel][vector] of the
+// whole image, and with squeeze-and-excitation each row's sums. Seams only with all units at once.
+void run_hidden(const Job& job, Range units, Range rows, const Seam& above, const Seam& below, float* shared,
                 const Squeeze& squeeze, Arena& arena);
-// The channel blocks of part `part` of `parts`, cut between panels of the expand stage.
-Blocks block_part(const PackedItem& item, const IsaTable& isa, int part, int parts);
 // The two layers of squeeze-and-excitation.
 void run_reduce(const Job& job, const Squeeze& squeeze, Range panels, Arena& arena);
 void run_excite(const Job& job, const Squeeze& squeeze, Range panels);
 // Then some pixels and panels of the project.
 void run_project(const Job& job, const float* shared, const Squeeze& squeeze, Range pixels, Range panels, Arena& arena);
 
-// The three in turn, by one worker.
-void run_squeezed(const Job& job, Arena& arena);
+// All of these in turn, by one worker.
+void run_in_phases(const Job& job, Arena& arena);
 
 // Single convolutions: a region of the output and some panels; pool: some panels.
 void run_conv(const Job& job, const Region& region, Range panels, Arena& arena);

@@ -1,156 +1,187 @@
 // Depthwise rows: U output columns of one channel block, accumulators in registers, one kernel row of weights at a
-// time. Included by the per-ISA files after a simd_*.h.
+// time. Input pixels of a block are Full::W floats apart. Included by the per-ISA files after a simd_*.h.
 namespace {
 
-// Bias, activation and store of U columns, the last block possibly with fewer channels.
-template <int U>
-ALWAYS_INLINE void depthwise_store(const Full::T (&acc)[U], const DepthwiseArgs& d, int block, int column, int valid) {
-  const Full::T lo = Full::broadcast(&d.lo), hi = Full::broadcast(&d.hi);
-  const Full::T bias = Full::load(d.bias + block * Full::W);
-  float* out = d.out + block * d.out_block + column * d.out_pixel;
-  if (valid == Full::W) {
-    UNROLL for (int u = 0; u < U; ++u) Full::store(out + u * d.out_pixel, Full::clamp(Full::add(acc[u], bias), lo, hi));
-  } else {
-    UNROLL for (int u = 0; u < U; ++u) {
-      Full::store_partial(out + u * d.out_pixel, Full::clamp(Full::add(acc[u], bias), lo, hi), valid);
+struct DepthwiseEnd {
+  Full::T bias, lo, hi;
+};
+
+ALWAYS_INLINE DepthwiseEnd depthwise_end(const DepthwiseArgs& d, int block) {
+  return {Full::load(d.bias + block * Full::W), Full::broadcast(&d.lo), Full::broadcast(&d.hi)};
+}
+
+ALWAYS_INLINE Full::T finish(const DepthwiseEnd& e, Full::T sum) {
+  return Full::clamp(Full::add(sum, e.bias), e.lo, e.hi);
+}
+
+// One kernel row: every input column is loaded once and feeds all taps that use it.
+template <int KW, int S, int U>
+ALWAYS_INLINE void depthwise_taps(Full::T (&acc)[U], const float* w, const float* x) {
+  Full::T weight[KW];
+  UNROLL for (int kx = 0; kx < KW; ++kx) weight[kx] = Full::load(w + kx * Full::W);
+  UNROLL for (int i = 0; i < (U - 1) * S + KW; ++i) {
+    const Full::T value = Full::load(x + i * Full::W);
+    UNROLL for (int kx = 0; kx < KW; ++kx) {
+      if (i >= kx && (i - kx) % S == 0 && (i - kx) / S < U) Full::accumulate(acc[(i - kx) / S], value, weight[kx]);
     }
   }
 }
 
-// Kernel width and stride known: every input column is loaded once per kernel row and feeds all taps that use it.
-template <int KW, int S, int U>
-NOINLINE void depthwise_row_fixed(const DepthwiseArgs& d, int block, int column, int valid) {
-  using T = Full::T;
-  T acc[U];
-  UNROLL for (int u = 0; u < U; ++u) acc[u] = Full::zero();
+// Of each of some whole blocks `count` times U columns, one after the other, so that what a call costs is paid once and
+// the next sums begin while the last are stored. Kernel width and stride known; KH 3: all three kernel rows are in the
+// image, and unrolled.
+template <int KH, int KW, int S, int U>
+NOINLINE void depthwise_row_fixed(const DepthwiseArgs& d, int block, int end, int column, int count) {
   const float* w = d.weights + (static_cast<ptrdiff_t>(block) * d.kh + d.ky_begin) * KW * Full::W;
-  const ptrdiff_t start = d.shift + block * d.in_block + static_cast<ptrdiff_t>(column) * S * d.in_pixel;
-  for (int ky = d.ky_begin; ky < d.ky_end; ++ky) {
-    T weight[KW];
-    UNROLL for (int kx = 0; kx < KW; ++kx) weight[kx] = Full::load(w + kx * Full::W);
-    const float* x = d.rows[ky] + start;
-    UNROLL for (int i = 0; i < (U - 1) * S + KW; ++i) {
-      const T value = Full::load(x);
-      x += d.in_pixel;
-      UNROLL for (int kx = 0; kx < KW; ++kx) {
-        if (i >= kx && (i - kx) % S == 0 && (i - kx) / S < U) {
-          acc[(i - kx) / S] = Full::fma(value, weight[kx], acc[(i - kx) / S]);
+  ptrdiff_t start = block * d.in_block + static_cast<ptrdiff_t>(column) * S * Full::W;
+  const ptrdiff_t next_in = d.in_block - static_cast<ptrdiff_t>(count) * U * S * Full::W;
+  const ptrdiff_t next_out = d.out_block - static_cast<ptrdiff_t>(count) * U * d.out_pixel;
+  const ptrdiff_t out_pixel = d.out_pixel;
+  float* out = d.out + block * d.out_block + column * out_pixel;
+  const float* x[KH > 0 ? KH : 1];
+  UNROLL for (int ky = 0; ky < KH; ++ky) x[ky] = d.rows[ky] + start;
+  for (; block < end; ++block) {
+    for (int t = count; t > 0; --t) {
+      Full::T acc[U];
+      UNROLL for (int u = 0; u < U; ++u) acc[u] = Full::zero();
+      if constexpr (KH > 0) {
+        UNROLL for (int ky = 0; ky < KH; ++ky) {
+          depthwise_taps<KW, S, U>(acc, w + ky * KW * Full::W, x[ky]);
+          x[ky] += U * S * Full::W;
+          KEEP_IN_REGISTER(x[ky]);
         }
+      } else {
+        const float* row_weights = w;
+        for (int ky = d.ky_begin; ky < d.ky_end; ++ky) {
+          const float* row = d.rows[ky] + start;
+          KEEP_IN_REGISTER(row);
+          depthwise_taps<KW, S, U>(acc, row_weights, row);
+          row_weights += KW * Full::W;
+        }
+        start += U * S * Full::W;
+      }
+      const DepthwiseEnd e = depthwise_end(d, block);
+      UNROLL for (int u = 0; u < U; ++u) {
+        Full::store(out, finish(e, acc[u]));
+        out += out_pixel;
+        KEEP_IN_REGISTER(out);
       }
     }
-    w += KW * Full::W;
+    UNROLL for (int ky = 0; ky < KH; ++ky) x[ky] += next_in;
+    start += next_in;
+    out += next_out;
+    w += d.kh * KW * Full::W;
   }
-  depthwise_store<U>(acc, d, block, column, valid);
 }
 
-// Any kernel width, stride and dilation.
-template <int U>
-NOINLINE void depthwise_row_any(const DepthwiseArgs& d, int block, int column, int valid) {
+// Any kernel width, stride and dilation. PARTIAL: a block with fewer channels than a vector.
+template <int U, bool PARTIAL>
+NOINLINE void depthwise_row_any(const DepthwiseArgs& d, int block, int end, int column, int count) {
   using T = Full::T;
-  T acc[U];
-  UNROLL for (int u = 0; u < U; ++u) acc[u] = Full::zero();
-  const ptrdiff_t step = d.stride * d.in_pixel;
-  for (int ky = d.ky_begin; ky < d.ky_end; ++ky) {
-    const float* w = d.weights + (static_cast<ptrdiff_t>(block) * d.kh + ky) * d.kw * Full::W;
-    const float* x = d.rows[ky] + d.shift + block * d.in_block + column * step;
-    for (int kx = 0; kx < d.kw; ++kx) {
-      const T weight = Full::load(w + kx * Full::W);
-      UNROLL for (int u = 0; u < U; ++u) acc[u] = Full::fma(Full::load(x + u * step), weight, acc[u]);
-      x += d.dilation * d.in_pixel;
+  const ptrdiff_t step = static_cast<ptrdiff_t>(d.stride) * Full::W;
+  for (; block < end; ++block) {
+    float* out = d.out + block * d.out_block + column * d.out_pixel;
+    for (int t = 0; t < count; ++t) {
+      T acc[U];
+      UNROLL for (int u = 0; u < U; ++u) acc[u] = Full::zero();
+      for (int ky = d.ky_begin; ky < d.ky_end; ++ky) {
+        const float* w = d.weights + (static_cast<ptrdiff_t>(block) * d.kh + ky) * d.kw * Full::W;
+        const float* x = d.rows[ky] + block * d.in_block + (column + t * U) * step;
+        for (int kx = 0; kx < d.kw; ++kx) {
+          const T weight = Full::load(w + kx * Full::W);
+          UNROLL for (int u = 0; u < U; ++u) acc[u] = Full::fma(Full::load(x + u * step), weight, acc[u]);
+          x += d.dilation * Full::W;
+        }
+      }
+      const DepthwiseEnd e = depthwise_end(d, block);
+      UNROLL for (int u = 0; u < U; ++u) {
+        if constexpr (PARTIAL) {
+          Full::store_partial(out, finish(e, acc[u]), d.last_valid);
+        } else {
+          Full::store(out, finish(e, acc[u]));
+        }
+        out += d.out_pixel;
+      }
     }
   }
-  depthwise_store<U>(acc, d, block, column, valid);
 }
 
-using DepthwiseFunction = void (*)(const DepthwiseArgs&, int, int, int);
+using DepthwiseFunction = void (*)(const DepthwiseArgs&, int, int, int, int);
 
-template <int KW, int S, int U>
+template <int KH, int KW, int S, bool PARTIAL, int U>
 constexpr void fill_columns(DepthwiseFunction* f) {
   if constexpr (U > 0) {
     if constexpr (KW > 0) {
-      f[U] = &depthwise_row_fixed<KW, S, U>;
+      f[U] = &depthwise_row_fixed<KH, KW, S, U>;
     } else {
-      f[U] = &depthwise_row_any<U>;
+      f[U] = &depthwise_row_any<U, PARTIAL>;
     }
-    fill_columns<KW, S, U - 1>(f);
+    fill_columns<KH, KW, S, PARTIAL, U - 1>(f);
   }
 }
 
-// Output columns a call: as many as fit, fewer where a run-time tap count costs registers for addresses.
+// Output columns a turn: as many as fit, fewer where a run-time tap count costs registers for addresses.
 template <int KW>
 constexpr int most_columns() {
   if (KW == 7 && kDepthwiseColumns == 8) return 6;  // seven weights and a value beside them, in 16 registers
   return KW > 0 || kDepthwiseColumns < 8 ? kDepthwiseColumns : 8;
 }
 
-template <int KW, int S>
+// The functions of a kernel size (0: any) by output columns a turn.
+template <int KH, int KW, int S, bool PARTIAL = false>
 struct DepthwiseTable {
   DepthwiseFunction of_columns[most_columns<KW>() + 1] = {};
-  constexpr DepthwiseTable() { fill_columns<KW, S, most_columns<KW>()>(of_columns); }
+  constexpr DepthwiseTable() { fill_columns<KH, KW, S, PARTIAL, most_columns<KW>()>(of_columns); }
 };
 
-template <int KW, int S>
-void depthwise_row_split(const DepthwiseArgs& d) {
-  static constexpr DepthwiseTable<KW, S> chunk;
-  constexpr int kMost = most_columns<KW>();
-  const int count = (d.width + kMost - 1) / kMost;
-  if (count == 0) return;
+// Columns split as evenly as possible, so that no turn is much shorter than the others.
+void depthwise_split(const DepthwiseArgs& d, int begin, int end, const DepthwiseFunction* of_columns, int most) {
+  const int count = (d.width + most - 1) / most;
+  if (count == 0 || begin == end) return;
   const int columns = d.width / count, longer = d.width % count;
-  for (int block = 0; block < d.blocks; ++block) {
-    const int valid = block == d.blocks - 1 ? d.last_valid : Full::W;
-    int column = 0;
-    for (int t = 0; t < count; ++t) {
-      const int u = columns + (t < longer);
-      chunk.of_columns[u](d, block, column, valid);
-      column += u;
-    }
-    if (d.activation) {
-      finish<Full>({d.out + block * d.out_block, nullptr, d.out_pixel, 0, nullptr, 0, nullptr, d.width, 1, valid,
-                    d.activation, d.slope});
-    }
-  }
+  if (longer) of_columns[columns + 1](d, begin, end, 0, longer);
+  of_columns[columns](d, begin, end, longer * (columns + 1), count - longer);
 }
 
-template <int KW, int S>
-void depthwise_row_kernel(const DepthwiseArgs& d) {
-  if (d.dilation == 1) return depthwise_row_split<KW, S>(d);
-  // Every dilation-th output column reads every dilation-th input column: as many rows without dilation.
-  DepthwiseArgs part = d;
-  part.dilation = 1;
-  part.in_pixel = d.in_pixel * d.dilation;
-  part.out_pixel = d.out_pixel * d.dilation;
-  for (int residue = 0; residue < d.dilation && residue < d.width; ++residue) {
-    part.shift = d.shift + residue * d.in_pixel;
-    part.out = d.out + residue * d.out_pixel;
-    part.width = (d.width - residue + d.dilation - 1) / d.dilation;
-    depthwise_row_split<KW, S>(part);
+// Only the last block may have channels that do not exist.
+template <int KH, int KW, int S>
+void depthwise_blocks(const DepthwiseArgs& d) {
+  static constexpr DepthwiseTable<KH, KW, S> whole;
+  static constexpr DepthwiseTable<0, 0, 0, true> partial;
+  const int blocks = d.last_valid == Full::W ? d.blocks : d.blocks - 1;
+  // An activation that is no clamp follows each block's row while it is in the first cache.
+  for (int block = 0; d.activation && block < d.blocks; ++block) {
+    if (block < blocks) {
+      depthwise_split(d, block, block + 1, whole.of_columns, most_columns<KW>());
+    } else {
+      depthwise_split(d, block, block + 1, partial.of_columns, most_columns<0>());
+    }
+    finish_rows<Full>({d.out + block * d.out_block, nullptr, d.out_pixel, 0, nullptr, 0, nullptr, d.width, 1,
+                       block < blocks ? Full::W : d.last_valid, d.activation, d.slope});
   }
+  if (d.activation) return;
+  depthwise_split(d, 0, blocks, whole.of_columns, most_columns<KW>());
+  depthwise_split(d, blocks, d.blocks, partial.of_columns, most_columns<0>());
 }
 
 void depthwise_row(const DepthwiseArgs& d) {
-  if (d.dilation > 1 && d.stride == d.dilation) {
-    // The columns between the taps are never read.
-    DepthwiseArgs dense = d;
-    dense.stride = dense.dilation = 1;
-    dense.in_pixel = d.in_pixel * d.dilation;
-    return depthwise_row(dense);
-  }
-  const int key = d.dilation == 1 || d.stride == 1 ? d.kw * 10 + d.stride : 0;
+  const int key = d.dilation == 1 ? d.kw * 10 + d.stride : 0;
+  const bool whole = d.kh == 3 && d.ky_begin == 0 && d.ky_end == 3;
   switch (key) {
     case 31:
-      return depthwise_row_kernel<3, 1>(d);
+      return whole ? depthwise_blocks<3, 3, 1>(d) : depthwise_blocks<0, 3, 1>(d);
     case 32:
-      return depthwise_row_kernel<3, 2>(d);
+      return whole ? depthwise_blocks<3, 3, 2>(d) : depthwise_blocks<0, 3, 2>(d);
     case 51:
-      return depthwise_row_kernel<5, 1>(d);
+      return depthwise_blocks<0, 5, 1>(d);
     case 52:
-      return depthwise_row_kernel<5, 2>(d);
+      return depthwise_blocks<0, 5, 2>(d);
     case 71:
-      return depthwise_row_kernel<7, 1>(d);
+      return depthwise_blocks<0, 7, 1>(d);
     case 72:
-      return depthwise_row_kernel<7, 2>(d);
+      return depthwise_blocks<0, 7, 2>(d);
     default:
-      return depthwise_row_split<0, 0>(d);
+      return depthwise_blocks<0, 0, 0>(d);
   }
 }
 

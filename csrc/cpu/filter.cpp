@@ -22,7 +22,6 @@ void depthwise_row(const Job& job, const HiddenRows& hidden, Blocks blocks, int 
   d.kw = k.kw;
   d.stride = k.sw;
   d.dilation = k.dw;
-  d.in_pixel = isa.vector;
   d.in_block = hidden.block_floats();
   d.weights = job.chain.at(stage.weights) + static_cast<size_t>(blocks.begin) * k.kh * k.kw * isa.vector;
   d.bias = job.chain.at(stage.bias) + blocks.begin * isa.vector;

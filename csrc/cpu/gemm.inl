@@ -162,8 +162,9 @@ void gemm_activated(const GemmArgs& g) {
     part.c = g.c_offsets ? g.c : g.c + m * g.c_pixel;
     part.c_offsets = g.c_offsets ? g.c_offsets + m : nullptr;
     gemm_panel<V, NV, MAX>(part);
-    finish<V>({part.c, part.c_offsets, g.c_pixel, g.c_vector, g.residual ? g.residual + m * g.residual_pixel : nullptr,
-               g.residual_pixel, g.pool, part.m, NV, g.n_valid, g.activation, g.slope});
+    finish_rows<V>({part.c, part.c_offsets, g.c_pixel, g.c_vector,
+                    g.residual ? g.residual + m * g.residual_pixel : nullptr, g.residual_pixel, g.pool, part.m, NV,
+                    g.n_valid, g.activation, g.slope});
   }
 }
 
@@ -210,11 +211,11 @@ void gemv_panels(const GemvArgs& g) {
   if (!g.activation) return;
   const int columns = (g.panels - 1) * kWidth + g.n_valid, whole = columns / V::W, rest = columns % V::W;
   FinishArgs f{g.c, nullptr, V::W, V::W, nullptr, 0, nullptr, whole, 1, V::W, g.activation, g.slope};
-  finish<V>(f);
+  finish_rows<V>(f);
   f.c += whole * V::W;
   f.m = rest ? 1 : 0;
   f.n_valid = rest;
-  finish<V>(f);
+  finish_rows<V>(f);
 }
 
 }  // namespace

@@ -66,7 +66,7 @@ struct DepthwiseArgs {
   int ky_begin, ky_end;
   int kh, kw;
   int stride, dilation;  // horizontal
-  ptrdiff_t in_pixel, in_block;
+  ptrdiff_t in_block;    // input pixels are `vector` floats apart
   const float* weights;  // [block][kh][kw][vector]
   const float* bias;     // [block][vector]
   float* out;
@@ -77,7 +77,6 @@ struct DepthwiseArgs {
   float lo, hi;
   int activation;
   float slope;
-  ptrdiff_t shift;  // added to every row pointer: the residue of a dilated row
 };
 
 // A row between tensor layout (pixel and channel strides) and blocks [block][pixel][vector].

@@ -225,4 +225,16 @@ PackedChain pack(const ChainDesc& chain, const std::vector<SourceView>& sources,
   return packed;
 }
 
+int hidden_units(const PackedItem& item, const IsaTable& isa) {
+  const PackedStage* expand = item.find(Role::kExpand);
+  const int blocks = (item.find(Role::kDepthwise)->desc.out + isa.vector - 1) / isa.vector;
+  return expand ? static_cast<int>(expand->panels.size()) : blocks;
+}
+
+int block_of_unit(const PackedItem& item, const IsaTable& isa, int unit) {
+  const PackedStage* expand = item.find(Role::kExpand);
+  if (unit == hidden_units(item, isa)) return (item.find(Role::kDepthwise)->desc.out + isa.vector - 1) / isa.vector;
+  return expand ? expand->panels[unit].first / isa.vector : unit;
+}
+
 }  // namespace mobilenet_ext

@@ -49,6 +49,10 @@ struct PackedItem {
   const PackedStage* find(Role role) const;
 };
 
+// Cuts of the hidden channels, in units of whole expand panels (channel blocks where nothing expands).
+int hidden_units(const PackedItem& item, const IsaTable& isa);
+int block_of_unit(const PackedItem& item, const IsaTable& isa, int unit);
+
 struct PackedHeader {
   uint64_t magic;  // kPackedMagic
   const IsaTable* isa;

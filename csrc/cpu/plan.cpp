@@ -81,6 +81,27 @@ std::vector<ItemShape> shapes(const ChainDesc& chain, int h, int w) {
   return result;
 }
 
+namespace {
+
+// The depthwise output is kept whole, so channels may pass in groups: several rows at once fit, tiles are full, and
+// each group's weights stay in the cache.
+ItemPlan plan_squeezed(const PackedItem& item, const ItemShape& shape, const IsaTable& isa, const CacheSizes& caches,
+                       int threads, ItemPlan plan) {
+  const StageDesc& d = item.find(Role::kDepthwise)->desc;
+  const size_t quarter = caches.l2 / 4 / sizeof(float);
+  plan.chunk = squeeze_chunk(d.out, shape.out_h * shape.out_w, caches);
+  plan.rows_per_step = std::min(shape.out_h, (kSqueezePixels + shape.out_w - 1) / shape.out_w);
+  plan.ring_rows = ring_rows(d.geometry, plan.rows_per_step);
+  const int units = hidden_units(item, isa);
+  int groups = 1;
+  while (groups < units && ring_floats(item, shape, isa, plan) / groups > quarter) ++groups;
+  if (groups > 1) plan.hidden_panels = (units + groups - 1) / groups;
+  if (groups > 1 || (threads > 1 && shape.out_h < 4 * threads)) plan.split = Split::kHidden;
+  return plan;
+}
+
+}  // namespace
+
 ItemPlan plan_item(const PackedItem& item, const ItemShape& shape, const IsaTable& isa, const CacheSizes& caches,
                    int threads) {
   ItemPlan plan;
@@ -95,21 +116,10 @@ ItemPlan plan_item(const PackedItem& item, const ItemShape& shape, const IsaTabl
   }
   const Geometry& g = depthwise->desc.geometry;
   plan.ring_rows = ring_rows(g, 1);
-  const size_t half = caches.l2 / 2 / sizeof(float), quarter = caches.l2 / 4 / sizeof(float);
-  const bool squeezed = item.desc.squeezed();
-  if (squeezed) {
-    // The depthwise output is kept whole, so channels may pass in groups: several rows at once fit, tiles are full, and
-    // each group's weights stay in the cache.
-    const int blocks = (depthwise->desc.out + isa.vector - 1) / isa.vector;
-    plan.chunk = squeeze_chunk(depthwise->desc.out, shape.out_h * shape.out_w, caches);
-    plan.rows_per_step = std::min(shape.out_h, (kSqueezePixels + shape.out_w - 1) / shape.out_w);
-    plan.ring_rows = ring_rows(g, plan.rows_per_step);
-    while (plan.block_parts < blocks && ring_floats(item, shape, isa, plan) / plan.block_parts > quarter)
-      ++plan.block_parts;
-  }
-  while (!squeezed && plan.column_parts < shape.out_w && ring_floats(item, shape, isa, plan) > half)
-    ++plan.column_parts;
-  if (plan.column_parts == 1 && !squeezed) {
+  const size_t half = caches.l2 / 2 / sizeof(float), quarter = caches.l2 / 2 / sizeof(float);
+  if (item.desc.squeezed()) return plan_squeezed(item, shape, isa, caches, threads, plan);
+  while (plan.column_parts < shape.out_w && ring_floats(item, shape, isa, plan) > half) ++plan.column_parts;
+  if (plan.column_parts == 1) {
     // Rows too short for whole tiles are taken several at a time, as far as the ring stays small.
     while (plan.rows_per_step < shape.out_h && !fills_tiles(isa, plan.rows_per_step * shape.out_w)) {
       ItemPlan more = plan;
@@ -119,10 +129,17 @@ ItemPlan plan_item(const PackedItem& item, const ItemShape& shape, const IsaTabl
       plan = more;
     }
   }
-  // Bands of fewer than four rows spend too much on their seams.
-  if (threads > 1 && item.find(Role::kProject) && (shape.out_h < 4 * threads || plan.block_parts > 1) &&
-      plan.column_parts == 1)
-    plan.split = Split::kHidden;
+  if (plan.column_parts > 1 || !item.find(Role::kProject)) return plan;
+  const size_t hidden_image = static_cast<size_t>(item.find(Role::kDepthwise)->desc.out) * shape.out_h * shape.out_w;
+  // Row by row the weights pass once for every few rows. Where they are larger than the cache and the image is not,
+  // the hidden channels go by instead, each weight once. Bands of fewer than four rows spend too much on their seams.
+  const bool stream = false;
+  if (!stream && (threads == 1 || shape.out_h >= 4 * threads)) return plan;
+  plan.split = Split::kHidden;
+  plan.rows_per_step = shape.out_h;
+  plan.ring_rows = std::min(ring_rows(g, plan.rows_per_step), shape.depthwise.h);
+  const size_t ring = ring_floats(item, shape, isa, plan) / hidden_units(item, isa);
+  plan.hidden_panels = std::max(1, static_cast<int>(caches.l1d / 2 / sizeof(float) / std::max<size_t>(1, ring)));
   return plan;
 }
 

@@ -111,7 +111,7 @@ class Runner {
       case TaskKind::kSeam:
         return run_seam_row(job, t.seam_above.begin, above.rows, arena);
       case TaskKind::kHidden:
-        return run_hidden(job, t.blocks, {t.region.y0, t.region.y1}, above, below, hidden, squeeze, arena);
+        return run_hidden(job, t.panels, {t.region.y0, t.region.y1}, above, below, hidden, squeeze, arena);
       case TaskKind::kReduce:
         return run_reduce(job, squeeze, t.panels, arena);
       case TaskKind::kExcite:

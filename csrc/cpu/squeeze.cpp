@@ -33,19 +33,11 @@ Squeeze squeeze_at(const Job& job, float* memory) {
   return s;
 }
 
-Blocks block_part(const PackedItem& item, const IsaTable& isa, int part, int parts) {
-  const int blocks = (item.find(Role::kDepthwise)->desc.out + isa.vector - 1) / isa.vector;
-  const PackedStage* expand = item.find(Role::kExpand);
-  const int units = expand ? panel_count(*expand) : blocks;
-  auto block_of = [&](int unit) {
-    return unit >= units ? blocks : expand ? expand->panels[unit].first / isa.vector : unit;
-  };
-  parts = std::min(parts, units);
-  return {block_of(units * part / parts), block_of(units * (part + 1) / parts)};
-}
+namespace {
 
-void run_hidden(const Job& job, Blocks blocks, Range rows, const Seam& above, const Seam& below, float* shared,
-                const Squeeze& squeeze, Arena& arena) {
+// Rows of a few channel blocks, so few that their ring stays in a cache.
+void run_hidden_blocks(const Job& job, Blocks blocks, Range rows, const Seam& above, const Seam& below, float* shared,
+                       const Squeeze& squeeze, Arena& arena) {
   const IsaTable& isa = *job.chain.header.isa;
   const int vector = isa.vector, out_w = job.shape.out_w;
   const ptrdiff_t block_floats = static_cast<ptrdiff_t>(job.shape.out_h) * out_w * vector;
@@ -72,6 +64,23 @@ void run_hidden(const Job& job, Blocks blocks, Range rows, const Seam& above, co
       isa.sum_blocks(b);
     }
   }
+}
+
+}  // namespace
+
+void run_hidden(const Job& job, Range units, Range rows, const Seam& above, const Seam& below, float* shared,
+                const Squeeze& squeeze, Arena& arena) {
+  const IsaTable& isa = *job.chain.header.isa;
+  const int most = job.plan.hidden_panels > 0 ? job.plan.hidden_panels : std::max(1, units.end - units.begin);
+  Arena largest = arena;
+  for (int unit = units.begin; unit < units.end; unit += most) {
+    Arena again = arena;
+    const int end = std::min(units.end, unit + most);
+    run_hidden_blocks(job, {block_of_unit(job.item, isa, unit), block_of_unit(job.item, isa, end)}, rows, above, below,
+                      shared, squeeze, again);
+    if (again.used_floats() > largest.used_floats()) largest = again;
+  }
+  arena = largest;
 }
 
 void run_reduce(const Job& job, const Squeeze& squeeze, Range panels, Arena& arena) {
@@ -129,7 +138,7 @@ void run_project(const Job& job, const float* shared, const Squeeze& squeeze, Ra
   }
 }
 
-void run_squeezed(const Job& job, Arena& arena) {
+void run_in_phases(const Job& job, Arena& arena) {
   float* hidden = arena.take<float>(static_cast<size_t>(job.shape.out_h) * job.shape.out_w * padded_channels(job));
   const Squeeze squeeze = squeeze_at(job, arena.take<float>(squeeze_floats(job)));
   Arena largest = arena;
@@ -138,15 +147,14 @@ void run_squeezed(const Job& job, Arena& arena) {
     part(again);
     if (again.used_floats() > largest.used_floats()) largest = again;
   };
-  const IsaTable& isa = *job.chain.header.isa;
-  for (int p = 0; p < job.plan.block_parts; ++p) {
-    with([&](Arena& a) {
-      run_hidden(job, block_part(job.item, isa, p, job.plan.block_parts), {0, job.shape.out_h}, {}, {}, hidden, squeeze,
-                 a);
-    });
+  with([&](Arena& a) {
+    const Range units{0, hidden_units(job.item, *job.chain.header.isa)};
+    run_hidden(job, units, {0, job.shape.out_h}, {}, {}, hidden, squeeze, a);
+  });
+  if (job.item.desc.squeezed()) {
+    with([&](Arena& a) { run_reduce(job, squeeze, {0, panel_count(*job.item.find(Role::kReduce))}, a); });
+    if (!arena.measuring()) run_excite(job, squeeze, {0, panel_count(*job.item.find(Role::kExcite))});
   }
-  with([&](Arena& a) { run_reduce(job, squeeze, {0, panel_count(*job.item.find(Role::kReduce))}, a); });
-  if (!arena.measuring()) run_excite(job, squeeze, {0, panel_count(*job.item.find(Role::kExcite))});
   with([&](Arena& a) {
     run_project(job, hidden, squeeze, {0, job.shape.out_h * job.shape.out_w},
                 {0, panel_count(*job.item.find(Role::kProject))}, a);

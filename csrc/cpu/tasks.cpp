@@ -113,7 +113,7 @@ class Builder {
                                        : add_conv(i, j, first_image, images, workers, previous);
     }
     const bool squeezed = j.item.desc.squeezed();
-    if (squeezed && j.plan.block_parts > 1) return add_hidden(i, j, first_image, images, workers, previous);
+    if (squeezed && j.plan.hidden_panels > 0) return add_hidden(i, j, first_image, images, workers, previous);
     const int h = j.shape.out_h, w = j.shape.out_w, columns = j.plan.column_parts;
     const int bands = std::max(1, std::min(workers, h));
     auto edge = [&](int b) { return static_cast<int>(static_cast<int64_t>(h) * b / bands); };
@@ -148,7 +148,7 @@ class Builder {
       for (int b = 0; b < bands; ++b) {
         for (int c = 0; c < columns; ++c) {
           Task t{squeezed ? TaskKind::kHidden : TaskKind::kRows};
-          t.blocks = all_blocks(j);
+          t.panels = {0, hidden_units(j.item, *chain_.header.isa)};
           t.item = i;
           t.image = first_image + image;
           t.slot = image;
@@ -160,7 +160,7 @@ class Builder {
           if (image > 0) continue;
           measure(i, j.plan, [&](const Job& job, Arena& a) {
             if (squeezed) {
-              run_hidden(job, t.blocks, {0, 0}, {}, {}, nullptr, {}, a);
+              run_hidden(job, t.panels, {0, 0}, {}, {}, nullptr, {}, a);
             } else {
               run_rows(job, t.region, {}, {}, a);
             }
@@ -171,18 +171,15 @@ class Builder {
     return squeezed ? add_squeeze(i, j, first_image, images, workers, phase) : phase;
   }
 
-  Blocks all_blocks(const Job& j) const { return block_part(j.item, *chain_.header.isa, 0, 1); }
-
   void reserve_hidden(const Job& j) {
-    const size_t channels = static_cast<size_t>(all_blocks(j).end) * chain_.header.isa->vector;
+    const IsaTable& isa = *chain_.header.isa;
+    const size_t channels = static_cast<size_t>(block_of_unit(j.item, isa, hidden_units(j.item, isa))) * isa.vector;
     list_.hidden = std::max(list_.hidden, round(channels * j.shape.out_h * j.shape.out_w));
     list_.squeeze = std::max(list_.squeeze, squeeze_floats(j));
   }
 
   int add_hidden(int i, const Job& j, int first_image, int images, int workers, int previous) {
-    const PackedStage* expand = j.item.find(Role::kExpand);
-    const int units = expand ? static_cast<int>(expand->panels.size()) : all_blocks(j).end,
-              parts = std::min((std::max(workers, j.plan.block_parts) + workers - 1) / workers * workers, units);
+    const int units = hidden_units(j.item, *chain_.header.isa), parts = std::min(workers, units);
     const int phase = new_phase();
     reserve_hidden(j);
     for (int image = 0; image < images; ++image) {
@@ -191,12 +188,12 @@ class Builder {
         t.item = i;
         t.image = first_image + image;
         t.slot = image;
-        t.blocks = block_part(j.item, *chain_.header.isa, p, parts);
+        t.panels = {units * p / parts, units * (p + 1) / parts};
         t.region = {0, j.shape.out_h, 0, j.shape.out_w};
         add(t, phase, previous);
         if (image > 0) continue;
         measure(i, j.plan,
-                [&](const Job& job, Arena& a) { run_hidden(job, t.blocks, {0, 0}, {}, {}, nullptr, {}, a); });
+                [&](const Job& job, Arena& a) { run_hidden(job, t.panels, {0, 0}, {}, {}, nullptr, {}, a); });
       }
     }
     return add_squeeze(i, j, first_image, images, workers, phase);

@@ -27,11 +27,10 @@ enum class TaskKind { kImage, kRows, kSeam, kHidden, kReduce, kExcite, kProject,
 struct Task {
   TaskKind kind;
   int item = 0, image = 0;
-  int slot = 0;                      // split images: which of the shared activation buffers
-  Region region{};                   // rows, conv
-  Range pixels{};                    // project, linear (images)
-  Range panels{};                    // reduce, excite, project, conv, pool, linear
-  Blocks blocks{};                   // hidden; its rows are those of the region
+  int slot = 0;     // split images: which of the shared activation buffers
+  Region region{};  // rows, conv
+  Range pixels{};   // project, linear (images)
+  Range panels{};   // reduce, excite, project, conv, pool, linear; hidden: units, and the region's rows
   Range seam_above{}, seam_below{};  // rows: hidden rows made ahead; seam: the row
   size_t above = 0, below = 0;       // their place among the shared seam rows, in rows
   int phase = 0;
