@@ -357,7 +357,7 @@ def _decode(program: tuple[int, ...], constants: tuple[float, ...]) -> Program:
                 role == ROLES["depthwise"], activation, stage_eps, _names(mask), slope,
             )  # fmt: skip
         flag = {"residual": _RESIDUAL, "pool": _POOL, "residual_back": _RESIDUAL_BACK}
-        chain.append(BlockSpec(**specs, **{name: bool(block_flags & bit) for name, bit in flag.items()}))
+        chain.append(BlockSpec(**specs, **{name: bool(block_flags & bit) for name, bit in flag.items()}))  # type: ignore[arg-type]
     return Program(tuple(chain), _name_of(LAYOUTS, flags & 1), bool(flags & _TRANSIENT))
 
 

@@ -201,7 +201,7 @@ def render(data: dict[str, Any]) -> str:
             if (ratio := best(data[name], batch)) is not None and ratio < 1
         ]
         lines += ["", f"Geometric mean over the best rival of each model: {', '.join(means)}."]
-        lines += ["", "Slower than the best rival: " + (", ".join(slower) or "none") + "."]
+        lines += ["", "Slower than the best rival:", "", *(f"- {line}" for line in slower or ["none"])]
     return "\n".join(lines) + "\n"
 
 
@@ -216,7 +216,7 @@ def _method(speed: dict[str, Any]) -> str:
     versions = ", ".join(dict.fromkeys(v for n, v in sorted(speed["versions"].items()) if n in RIVALS))
     return (
         f"`mobilenet-ext bench` at 224x224 in fp32 on two threads of an {speed['machine']} ({speed['isa']}), against\n"
-        f"{versions}; see [benchmarks.md](benchmarks.md) for the method. `x` columns say how many times faster\n"
+        f"{versions}; see\n[benchmarks.md](benchmarks.md) for the method. `x` columns say how many times faster\n"
         "mobilenet_ext is; the error is the largest one against float64, relative to the largest output."
     )
 

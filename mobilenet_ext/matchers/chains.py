@@ -50,7 +50,7 @@ def merge_stem(chain: Sequence[PieceItem]) -> tuple[PieceItem, ...]:
     for index, item in enumerate(chain):
         following = chain[index + 1] if index + 1 < len(chain) else None
         starts_shortcut = isinstance(following, BlockSpec) and following.residual_back
-        squeezed = _squeezed(*merged[-2:], item) if len(merged) > 1 else None
+        squeezed = _squeezed(merged[-2], merged[-1], item) if len(merged) > 1 else None
         whole = _joined(merged[-1], item) if merged and not starts_shortcut else None
         if squeezed is not None:
             merged[-2:] = [squeezed]

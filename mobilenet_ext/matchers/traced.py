@@ -119,7 +119,7 @@ class _Reader:
         if node.op == "call_method" and node.target in _METHODS:
             return Activation(_METHODS[str(node.target)])
         if node.op == "call_function" and node.target in _FUNCTIONS:
-            return Activation(_FUNCTIONS[node.target])  # type: ignore[index]
+            return Activation(_FUNCTIONS[node.target])
         return None
 
     def _layer(self, node: fx.Node) -> tuple[Piece, fx.Node]:
