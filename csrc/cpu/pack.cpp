@@ -79,10 +79,11 @@ void pack_dense(PackedStage& p, const StageSources& src, const Folded& f, Caster
     float* w = blob + panel.weights;
     const int width = panel.kind->width;
     std::memset(w, 0, sizeof(float) * p.k * width);
-    int k = 0;
+    const bool by_pixels = p.desc.by_pixels();
     for (int i = 0; i < p.desc.in; ++i) {
       for (int y = 0; y < g.kh; ++y) {
-        for (int x = 0; x < g.kw; ++x, ++k) {
+        for (int x = 0; x < g.kw; ++x) {
+          const int k = by_pixels ? (y * g.kw + x) * p.desc.in + i : (i * g.kh + y) * g.kw + x;
           const float* in =
               src.weight.data + i * src.weight.strides[1] + y * src.weight.strides[2] + x * src.weight.strides[3];
           for (int n = 0; n < panel.valid; ++n) {

@@ -62,6 +62,9 @@ struct StageDesc {
   int source_count() const { return __builtin_popcount(sources); }
   // A 1x1 convolution that reads each pixel where it lies.
   bool pointwise() const;
+  // A larger dense convolution of so many channels that its operand is pixels with their channels together and its sums
+  // run over (ky, kx, channel); with fewer, planes and (channel, ky, kx).
+  bool by_pixels() const { return role == Role::kExpand && !pointwise() && in >= 8; }
 };
 
 struct ItemDesc {

@@ -293,6 +293,20 @@ std::vector<Case> cases() {
   turn = 0;
   for (int k : {2, 3, 5}) {
     for (int stride : {1, 2}) {
+      for (int in : {7, 8, 13}) {
+        for (int dilation : {1, 2}) {
+          Geometry g = square(k, stride, dilation);
+          if (turn % 2) g.same = true;
+          add("dense of " + std::to_string(in) + " k" + std::to_string(k) + " s" + std::to_string(stride) + " d" +
+                  std::to_string(dilation),
+              {item({stage(Role::kExpand, in, 21, g)})}, 2, 10, 13, layouts[turn % 3]);
+          ++turn;
+        }
+      }
+    }
+  }
+  for (int k : {2, 3, 5}) {
+    for (int stride : {1, 2}) {
       for (int out : {8, 32, 35}) {
         Geometry g = square(k, stride, turn % 4 == 3 ? 2 : 1);
         if (turn % 2) g.same = true;
