@@ -32,4 +32,6 @@ def fold(spec: ConvSpec, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]
     scale = torch.rsqrt(values["running_var"] + spec.eps)
     if "bn_weight" in values:
         scale = scale * values["bn_weight"]
-    return weight * scale[:, None, None, None], (bias - values["running_mean"]) * scale + values.get("bn_bias", zero)
+    return weight * scale.view(-1, *[1] * (weight.dim() - 1)), (bias - values["running_mean"]) * scale + values.get(
+        "bn_bias", zero
+    )
