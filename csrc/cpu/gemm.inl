@@ -5,14 +5,25 @@ constexpr int kMaxTileRows = 14;
 
 // One k step. Rows are addressed from a base every third row plus {0, 1, 2} strides, which x86 addressing encodes for
 // free; a multiply per row would need one register each.
-template <class V, int NV, int MR>
+template <class V, int NV, int MR, int K>
 ALWAYS_INLINE void gemm_step(typename V::T (&acc)[MR][NV], const float* const (&base)[(MR + 2) / 3], ptrdiff_t stride,
-                             const float* b, int k) {
+                             const float* b) {
   typename V::T column[NV];
   UNROLL for (int v = 0; v < NV; ++v) column[v] = V::load(b + v * V::W);
   UNROLL for (int m = 0; m < MR; ++m) {
-    const typename V::T x = V::broadcast(base[m / 3] + (m % 3) * stride + k);
+    const typename V::T x = m % 3 == 0   ? V::template broadcast_row<0, K>(base[m / 3], stride)
+                            : m % 3 == 1 ? V::template broadcast_row<1, K>(base[m / 3], stride)
+                                         : V::template broadcast_row<2, K>(base[m / 3], stride);
     UNROLL for (int v = 0; v < NV; ++v) V::accumulate(acc[m][v], x, column[v]);
+  }
+}
+
+template <class V, int NV, int MR, int STEPS, int K = 0>
+ALWAYS_INLINE void gemm_steps(typename V::T (&acc)[MR][NV], const float* const (&base)[(MR + 2) / 3], ptrdiff_t stride,
+                              const float* b) {
+  if constexpr (K < STEPS) {
+    gemm_step<V, NV, MR, K>(acc, base, stride, b + K * NV * V::W);
+    gemm_steps<V, NV, MR, STEPS, K + 1>(acc, base, stride, b);
   }
 }
 
@@ -85,7 +96,7 @@ NOINLINE void gemm_tile(const GemmArgs& g, int count, const float* a, float* c, 
       const float* base[(MR + 2) / 3];
       UNROLL for (int i = 0; i < (MR + 2) / 3; ++i) base[i] = a + g.segments[s] + 3 * i * stride;
       for (int k = g.segment_length; k > 0; k -= STEPS) {
-        UNROLL for (int j = 0; j < STEPS; ++j) { gemm_step<V, NV, MR>(acc, base, stride, b + j * kWidth, j); }
+        gemm_steps<V, NV, MR, STEPS>(acc, base, stride, b);
         UNROLL for (int i = 0; i < (MR + 2) / 3; ++i) {
           base[i] += STEPS;
           KEEP_IN_REGISTER(base[i]);

@@ -29,6 +29,19 @@ struct Full {
     return _mm256_maskload_ps(p, _mm256_cmpgt_epi32(_mm256_set1_epi32(n), lanes));
   }
   static ALWAYS_INLINE T broadcast(const float* p) { return _mm256_broadcast_ss(p); }
+  // base[ROW * stride + K], ROW 0, 1 or 2. As an instruction: GCC would keep a register for each sum of stride and K.
+  template <int ROW, int K>
+  static ALWAYS_INLINE T broadcast_row(const float* base, ptrdiff_t stride) {
+    T v;
+    if constexpr (ROW == 0) {
+      v = _mm256_broadcast_ss(base + K);
+    } else {
+      asm("vbroadcastss %c3(%1,%2,%c4), %0"
+          : "=x"(v)
+          : "r"(base), "r"(stride), "i"(4 * K), "i"(4 * ROW), "m"(*reinterpret_cast<const float (*)[]>(base)));
+    }
+    return v;
+  }
   // c += a * b in place. As an instruction of its own the accumulator cannot move to another register, which GCC
   // otherwise does between k steps until some no longer fit.
   static ALWAYS_INLINE void accumulate(T& c, T a, T b) { asm("vfmadd231ps %2, %1, %0" : "+x"(c) : "x"(a), "x"(b)); }

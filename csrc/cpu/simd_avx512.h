@@ -16,6 +16,10 @@ struct Full {
     return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p);
   }
   static ALWAYS_INLINE T broadcast(const float* p) { return _mm512_set1_ps(*p); }
+  template <int ROW, int K>
+  static ALWAYS_INLINE T broadcast_row(const float* base, ptrdiff_t stride) {
+    return broadcast(base + ROW * stride + K);
+  }
   // c += a * b in place. As an instruction of its own the accumulator cannot move to another register, which GCC
   // otherwise does between k steps until some no longer fit.
   static ALWAYS_INLINE void accumulate(T& c, T a, T b) { asm("vfmadd231ps %2, %1, %0" : "+v"(c) : "v"(a), "v"(b)); }
@@ -46,6 +50,10 @@ struct Half {
     return _mm256_maskz_loadu_ps(static_cast<__mmask8>((1u << n) - 1), p);
   }
   static ALWAYS_INLINE T broadcast(const float* p) { return _mm256_set1_ps(*p); }
+  template <int ROW, int K>
+  static ALWAYS_INLINE T broadcast_row(const float* base, ptrdiff_t stride) {
+    return broadcast(base + ROW * stride + K);
+  }
   // c += a * b in place. As an instruction of its own the accumulator cannot move to another register, which GCC
   // otherwise does between k steps until some no longer fit.
   static ALWAYS_INLINE void accumulate(T& c, T a, T b) { asm("vfmadd231ps %2, %1, %0" : "+v"(c) : "v"(a), "v"(b)); }

@@ -20,6 +20,10 @@ struct Full {
     return vld1q_f32(row);
   }
   static ALWAYS_INLINE T broadcast(const float* p) { return vld1q_dup_f32(p); }
+  template <int ROW, int K>
+  static ALWAYS_INLINE T broadcast_row(const float* base, ptrdiff_t stride) {
+    return broadcast(base + ROW * stride + K);
+  }
   // c += a * b in place. As an instruction of its own the accumulator cannot move to another register, which GCC
   // otherwise does between k steps until some no longer fit.
   static ALWAYS_INLINE void accumulate(T& c, T a, T b) { asm("fmla %0.4s, %1.4s, %2.4s" : "+w"(c) : "w"(a), "w"(b)); }

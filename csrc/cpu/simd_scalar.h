@@ -11,6 +11,10 @@ struct Full {
   static ALWAYS_INLINE void store_partial(float* p, T v, int) { *p = v; }
   static ALWAYS_INLINE T load_partial(const float* p, int) { return *p; }
   static ALWAYS_INLINE T broadcast(const float* p) { return *p; }
+  template <int ROW, int K>
+  static ALWAYS_INLINE T broadcast_row(const float* base, ptrdiff_t stride) {
+    return broadcast(base + ROW * stride + K);
+  }
   static ALWAYS_INLINE void accumulate(T& c, T a, T b) { c = __builtin_fmaf(a, b, c); }
   static ALWAYS_INLINE T fma(T a, T b, T c) { return __builtin_fmaf(a, b, c); }
   static ALWAYS_INLINE T add(T a, T b) { return a + b; }
