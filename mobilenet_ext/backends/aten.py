@@ -87,6 +87,11 @@ def run_block(block: BlockSpec, x: Tensor, stages: Sequence[Mapping[str, Tensor]
     return y.mean((2, 3)) if block.pool else y
 
 
+def run_linear(tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    """A linear item on ``x`` (N, in_features)."""
+    return F.linear(x, tensors["weight"], tensors.get("conv_bias"))
+
+
 def run_chain(chain: Sequence[ChainItem], x: Tensor, sources: Sequence[Tensor], training: bool = False) -> Tensor:
     """Run a chain on ``x`` of shape (N, C, H, W), any floating-point dtype, device and memory format.
 
@@ -101,7 +106,7 @@ def run_chain(chain: Sequence[ChainItem], x: Tensor, sources: Sequence[Tensor], 
         raise ValueError(f"x has {x.dim()} dimensions, shape {tuple(x.shape)}; allowed: 4, (N, C, H, W)")
     for item, stages in split(chain, sources):
         if isinstance(item, LinearSpec):
-            x = F.linear(x, stages[0]["weight"], stages[0].get("conv_bias"))
+            x = run_linear(stages[0], x)
             continue
         if x.shape[1] != item.in_channels:
             raise ValueError(f"x has {x.shape[1]} channels where the chain needs {item.in_channels}")

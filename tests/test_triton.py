@@ -1,0 +1,49 @@
+"""The Triton kernels without a GPU: all of them interpreted, all of them compiled, and the order of things around them."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.triton
+pytest.importorskip("triton", reason="needs Triton")
+
+
+@pytest.mark.slow
+def test_every_kernel_is_right_under_the_interpreter():
+    """In a process of its own: the interpreter has to be chosen before Triton is imported."""
+    tests = Path(__file__).with_name("triton_interpreter.py")
+    command = [sys.executable, "-m", "pytest", str(tests), "-q", "-p", "no:cacheprovider", "--rootdir", str(tests.parent)]
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTEST_ADDOPTS": ""}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-2000:]
+    assert int(re.search(r"(\d+) passed", result.stdout)[1]) > 200
+    assert "skipped" not in result.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "target"), [("fp16", "sm_90"), ("fp16", "gfx942")])
+def test_every_kernel_compiles_without_spills(dtype, target):
+    from mobilenet_ext.backends.triton import aot
+
+    cases = list(aot.cases(dtype))
+    assert len(cases) >= 20
+    for case in cases:
+        usage = aot.compile_case(case, dtype, target)
+        assert usage.spills == 0, (case.name, usage)
+        assert aot.occupancy(usage, target) >= case.occupancy, (case.name, usage)
+
+
+def test_the_register_budget_can_fail():
+    """Sixteen times as many accumulators as a thread has registers must show as spills."""
+    import dataclasses
+
+    from mobilenet_ext.backends.triton import aot
+
+    case = next(case for case in aot.cases("fp16") if case.name == "batch_norm_backward_apply")
+    large = dataclasses.replace(case, constants={**case.constants, "BM": 512, "BC": 128})
+    usage = aot.compile_case(large, "fp16", "sm_90")
+    assert usage.spills > 0 or aot.occupancy(usage, "sm_90") < case.occupancy
