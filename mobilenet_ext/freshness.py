@@ -66,14 +66,19 @@ _freed: list[Callable[[int], None]] = []
 
 
 def when_freed(action: Callable[[int], None]) -> None:
-    """Call ``action`` with the number of every slot that is freed from now on."""
+    """Call ``action`` with the number of every slot that is freed, or that must be packed again, from now on."""
     _freed.append(action)
+
+
+def forget(slot: int) -> None:
+    """Make every backend outside the native library pack ``slot`` again."""
+    for action in _freed:
+        action(slot)
 
 
 def _free(slot: int) -> None:
     native.free_slot(slot)
-    for action in _freed:
-        action(slot)
+    forget(slot)
 
 
 class Slot:

@@ -104,7 +104,7 @@ def new_image(like: Tensor, channels: int, height: int, width: int, planar: bool
 @contextlib.contextmanager
 def on_device(x: Tensor) -> Iterator[None]:
     """Kernels go to the current stream of the device of ``x``."""
-    if x.is_cuda and not torch.compiler.is_compiling():
+    if x.is_cuda and type(x) in (Tensor, torch.nn.Parameter):  # while tracing, tensors are of other classes
         with torch.cuda.device(x.device):
             yield
     else:
