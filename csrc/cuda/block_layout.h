@@ -17,6 +17,9 @@ constexpr int kPad = 8;  // elements after each row, so that the rows of a tile 
 // Hidden channels of one step: fp32 has half as many, which keeps the bytes alike.
 MNX_BOTH int hidden_step(size_t element) { return element == 4 ? 16 : 32; }
 
+// 16x16 tiles of project sums per warp, eight registers each; fp32 products need more registers of their own.
+MNX_BOTH constexpr int most_tiles(size_t element) { return element == 4 ? 8 : 10; }
+
 // Offsets in bytes from the start of shared memory, all multiples of 128, and row strides in elements.
 struct BlockLayout {
   int halo_h, halo_w, halo_rows, out_rows;  // rows are pixels, rounded up to tiles of 16

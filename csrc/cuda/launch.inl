@@ -128,11 +128,12 @@ int block_kernel(const Block& p, const BlockPlan& plan, void* stream) {
 
 template <class T, bool Tf32>
 int block_by_shape(const Block& p, const BlockPlan& plan, void* stream) {
+  constexpr int kMost = most_tiles(sizeof(T));
   if (p.stride == 1)
     return plan.tiles_per_warp <= 4 ? block_kernel<T, 1, 4, Tf32>(p, plan, stream)
-                                    : block_kernel<T, 1, 10, Tf32>(p, plan, stream);
+                                    : block_kernel<T, 1, kMost, Tf32>(p, plan, stream);
   return plan.tiles_per_warp <= 4 ? block_kernel<T, 2, 4, Tf32>(p, plan, stream)
-                                  : block_kernel<T, 2, 10, Tf32>(p, plan, stream);
+                                  : block_kernel<T, 2, kMost, Tf32>(p, plan, stream);
 }
 
 }  // namespace

@@ -7,7 +7,6 @@ namespace mobilenet_ext {
 namespace cuda {
 namespace {
 
-constexpr int kMostTiles = 10;  // 16x16 tiles of project sums per warp: 80 registers
 constexpr int kSides[] = {4, 7, 8, 14, 16, 28};
 
 int ceil_div(int a, int b) { return (a + b - 1) / b; }
@@ -32,13 +31,13 @@ BlockPlan plan_block(const Block& b, Dtype dtype, size_t shared_limit, int ctas)
       const int tile_h = std::min(side_h, b.oh), tile_w = std::min(side_w, b.ow);
       const BlockLayout l = block_layout(b, tile_h, tile_w, element);
       const int per_warp = ceil_div(l.out_rows / 16 * (l.outputs / 16), kWarps);
-      if (l.total > shared_limit || per_warp > kMostTiles) continue;
+      if (l.total > shared_limit || per_warp > most_tiles(element)) continue;
       const int tiles = ceil_div(b.oh, tile_h) * ceil_div(b.ow, tile_w);
       // Two CTAs on a multiprocessor hide each other's barriers: half of the shared memory is worth a quarter.
       const double c = cost(b, l, tiles) * (l.total > shared_limit / 2 ? 1.25 : 1.0);
       if (best.tile_h == 0 || c < best_cost) {
         best_cost = c;
-        best = {tile_h, tile_w, 1, 0, per_warp <= 4 ? 4 : kMostTiles, l.total};
+        best = {tile_h, tile_w, 1, 0, per_warp <= 4 ? 4 : most_tiles(element), l.total};
       }
     }
   }

@@ -242,9 +242,24 @@ void test_all() {
   test_block<T>(1, 7, 7, 40, 64, 320, 1, false, 1, kShared);
 }
 
+// Each provokes one fault; the emulation must end the program. Reached only by name.
+int provoke(const std::string& fault) {
+  std::vector<float> data(64);
+  emulation::clear_buffers();
+  emulation::add_buffer("data", data.data(), data.size() * sizeof(float));
+  emulation::run(1, 1, {64, 1, 1}, 256, [&] {
+    if (fault == "out_of_bounds") load<1>(data.data() + threadIdx.x + 1);
+    if (fault == "misaligned") load<4>(data.data() + 1);
+    if (fault == "divergence" && threadIdx.x < 40) __syncthreads();
+    if (fault == "shared") emulation::shared_memory()[threadIdx.x + 193] = 1;
+  });
+  return 0;
+}
+
 }  // namespace
 
-int main() {
+int main(int count, char** arguments) {
+  if (count > 1) return provoke(arguments[1]);
   test_conversions();
   test_all<float>();
   test_all<Half>();

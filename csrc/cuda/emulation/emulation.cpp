@@ -1,5 +1,6 @@
 #include "emulation.h"
 
+#include <signal.h>
 #include <sys/mman.h>
 #include <ucontext.h>
 #include <unistd.h>
@@ -89,6 +90,12 @@ void wait(State state) {
   swapcontext(&fibres[self].context, &scheduler);
 }
 
+void on_fault(int) {
+  static const char message[] = "emulation: an access outside shared memory, or through a wild pointer\n";
+  if (write(STDERR_FILENO, message, sizeof message - 1) < 0) _exit(4);
+  _exit(3);
+}
+
 // Shared memory that ends where a page without access begins.
 void place_shared(size_t bytes) {
   const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
@@ -163,7 +170,8 @@ void run_block() {
 
 void fail(const char* what) {
   std::fprintf(stderr, "emulation: %s (block %lld, %d; thread %d)\n", what, static_cast<long long>(bx), by, current);
-  std::abort();
+  std::fflush(stdout);
+  std::_Exit(3);
 }
 
 void set_order(Order o, unsigned seed) {
@@ -223,6 +231,9 @@ void touch(const void* p, size_t bytes, bool write) {
 }
 
 void run(int64_t blocks_x, int blocks_y, Dim size, size_t shared_bytes, const std::function<void()>& body) {
+  struct sigaction action = {};
+  action.sa_handler = on_fault;
+  sigaction(SIGSEGV, &action, nullptr);
   threads = size;
   kernel = body;
   block_number = 0;
