@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -162,3 +163,24 @@ def _resources(cubin: bytes) -> dict[str, int]:
         file.flush()
         text = subprocess.run([str(tool), "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
     return {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL|SHARED):(\d+)", text)}
+
+
+def main() -> int:
+    """Compile everything for every target and print one line per target; exit status 1 on spills or low occupancy."""
+    failures = 0
+    for target in TARGETS:
+        # Half precision on every target; one other dtype on each, in turn.
+        count, most = 0, 0
+        for dtype in ("fp16", "fp32" if target in ("sm_80", "gfx942") else "bf16"):
+            for case in cases(dtype):
+                usage = compile_case(case, dtype, target)
+                count, most = count + 1, max(most, usage.registers)
+                if usage.spills or occupancy(usage, target) < case.occupancy:
+                    failures += 1
+                    print(f"{target}: {case.name} in {dtype}: {usage}, occupancy {occupancy(usage, target):.2f}")
+        print(f"{target}: {count} kernels compiled, at most {most} registers", flush=True)
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
