@@ -63,22 +63,29 @@ def watch_optimizers() -> None:
 
 
 _freed: list[Callable[[int], None]] = []
+_distrusted: list[Callable[[int], None]] = []
 
 
 def when_freed(action: Callable[[int], None]) -> None:
-    """Call ``action`` with the number of every slot that is freed, or that must be packed again, from now on."""
+    """Call ``action`` with the number of every slot that is freed from now on."""
     _freed.append(action)
 
 
-def forget(slot: int) -> None:
-    """Make every backend outside the native library pack ``slot`` again."""
-    for action in _freed:
+def when_distrusted(action: Callable[[int], None]) -> None:
+    """Call ``action`` with the number of every slot whose packed form is not to be trusted any more."""
+    _distrusted.append(action)
+
+
+def distrust(slot: int) -> None:
+    """Make every backend outside the native library pack ``slot`` again at its next call with all sources."""
+    for action in _distrusted:
         action(slot)
 
 
 def _free(slot: int) -> None:
     native.free_slot(slot)
-    forget(slot)
+    for action in _freed:
+        action(slot)
 
 
 class Slot:

@@ -1,4 +1,4 @@
-"""The Triton kernels without a GPU: all of them interpreted, all of them compiled, and the order of things around them."""
+"""The Triton kernels without a GPU: all of them interpreted, all of them compiled, some traced into graphs."""
 
 import os
 import re
@@ -17,7 +17,17 @@ pytest.importorskip("triton", reason="needs Triton")
 def test_every_kernel_is_right_under_the_interpreter():
     """In a process of its own: the interpreter has to be chosen before Triton is imported."""
     tests = Path(__file__).with_name("triton_interpreter.py")
-    command = [sys.executable, "-m", "pytest", str(tests), "-q", "-p", "no:cacheprovider", "--rootdir", str(tests.parent)]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        str(tests),
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--rootdir",
+        str(tests.parent),
+    ]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTEST_ADDOPTS": ""}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-2000:]

@@ -11,7 +11,7 @@ from mobilenet_ext.backends import aten
 from mobilenet_ext.backends.gpu import packing, plans, register, runtime, slots
 from mobilenet_ext.backends.triton import batch_norm_backward, common, depthwise, depthwise_backward
 from mobilenet_ext.backends.triton.common import Geometry
-from mobilenet_ext.freshness import Slot, bump_epoch
+from mobilenet_ext.freshness import Slot, bump_epoch, distrust
 from mobilenet_ext.spec import BlockSpec, ConvSpec, encode
 from mobilenet_ext.tolerance import check
 
@@ -350,6 +350,10 @@ class TestChainOperator:
         register.chain(x, sources, slot.tensor, program, constants)
         again = slots.trusted(slot.id)
         assert again.pinned
+        distrust(slot.id)
+        register.chain(x, sources, slot.tensor, program, constants)
+        assert slots.trusted(slot.id) is not again
+        assert slots.trusted(slot.id).packed[torch.float32][0].stages["expand"].weight is weight
         assert again.packed[torch.float32][0].stages["expand"].weight is weight
         torch.testing.assert_close(weight, sources[0][:, :, 0, 0].t())
 

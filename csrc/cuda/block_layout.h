@@ -18,7 +18,7 @@ constexpr int kPad = 8;  // elements after each row, so that the rows of a tile 
 MNX_BOTH int hidden_step(size_t element) { return element == 4 ? 16 : 32; }
 
 // 16x16 tiles of project sums per warp, eight registers each; fp32 products need more registers of their own.
-MNX_BOTH constexpr int most_tiles(size_t element) { return element == 4 ? 8 : 10; }
+MNX_BOTH constexpr int most_tiles(size_t element) { return element == 4 ? 6 : 10; }
 
 // Offsets in bytes from the start of shared memory, all multiples of 128, and row strides in elements.
 struct BlockLayout {

@@ -130,9 +130,9 @@ struct BlockKernel {
       for (int v = 0; v < 8; ++v) {
         float value = 0.f;
         if (in)
-          value = activate(
-              sum[v] * load_float(p.depthwise_scale + h0 + c + v) + load_float(p.depthwise_shift + h0 + c + v),
-              p.depthwise_activation);
+          value =
+              activate(sum[v] * load_float(p.depthwise_scale + h0 + c + v) + load_float(p.depthwise_shift + h0 + c + v),
+                       p.depthwise_activation);
         filtered[pixel * l.hidden_stride + c + v] = from_float<T>(value);
       }
     }

@@ -67,11 +67,11 @@ int backward_weight(const DepthwiseBackwardWeight& p, void* stream) {
   const int chunks = weight_chunks(d, sizeof(T) == 4 ? Dtype::kFloat : Dtype::kHalf);
   const int64_t blocks = static_cast<int64_t>(chunks) * ceil_div(d.c, t.x * V);
   const size_t shared = sizeof(float) * t.x * V * t.y;
-  const int error =
-      MNX_LAUNCH((depthwise_backward_weight_kernel<T, V, K, S>), blocks, 1, t, shared, stream, p, chunks);
+  const int error = MNX_LAUNCH((depthwise_backward_weight_kernel<T, V, K, S>), blocks, 1, t, shared, stream, p, chunks);
   if (error) return error;
   const int elements = K * K * d.c;
-  return MNX_LAUNCH((depthwise_weight_sum_kernel), ceil_div(elements, 256), 1, (Threads{256, 1, 1}), 0, stream, p, chunks);
+  return MNX_LAUNCH((depthwise_weight_sum_kernel), ceil_div(elements, 256), 1, (Threads{256, 1, 1}), 0, stream, p,
+                    chunks);
 }
 
 // Sixteen-byte accesses where every pixel starts on one; else one channel at a time.

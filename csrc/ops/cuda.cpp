@@ -69,9 +69,16 @@ cuda::Depthwise shape_of(const Tensor& x, const std::vector<int64_t>& geometry) 
   STD_TORCH_CHECK((g(0) == 3 || g(0) == 5) && (g(1) == 1 || g(1) == 2), "kernel ", g(0), " and stride ", g(1),
                   "; allowed: kernel 3 or 5, stride 1 or 2");
   STD_TORCH_CHECK(g(2) >= 0 && g(3) >= 0 && g(4) > 0 && g(5) > 0, "padding or size of the geometry is out of range");
-  return {x.size(0), static_cast<int>(x.size(2)), static_cast<int>(x.size(3)), static_cast<int>(x.size(1)),
-          g(4),      g(5),                        g(0),                        g(1),
-          g(2),      g(3)};
+  return {x.size(0),
+          static_cast<int>(x.size(2)),
+          static_cast<int>(x.size(3)),
+          static_cast<int>(x.size(1)),
+          g(4),
+          g(5),
+          g(0),
+          g(1),
+          g(2),
+          g(3)};
 }
 
 Tensor new_image(const Tensor& like, int64_t n, int64_t c, int64_t h, int64_t w) {
@@ -92,8 +99,8 @@ Tensor depthwise(const Tensor& x, const Tensor& weight, const Tensor& scale, con
   const DeviceGuard guard(x.get_device_index());
   Tensor y = new_image(x, shape.n, shape.c, shape.oh, shape.ow);
   if (y.numel() == 0) return y;
-  const cuda::DepthwiseForward p{shape,          x.const_data_ptr(),     weight.const_data_ptr(),   floats(scale),
-                                 floats(shift),  y.mutable_data_ptr(), static_cast<int>(activation)};
+  const cuda::DepthwiseForward p{shape,         x.const_data_ptr(),   weight.const_data_ptr(),     floats(scale),
+                                 floats(shift), y.mutable_data_ptr(), static_cast<int>(activation)};
   check_launch(cuda::depthwise_forward(p, dtype, current_stream(x)), "depthwise");
   return y;
 }
@@ -120,7 +127,8 @@ Tensor depthwise_backward_weight(const Tensor& x, const Tensor& dy, const std::v
   const cuda::Depthwise shape = shape_of(x, geometry);
   STD_TORCH_CHECK(dy.scalar_type() == x.scalar_type() && dy.size(0) == shape.n && dy.size(1) == shape.c &&
                       dy.size(2) == shape.oh && dy.size(3) == shape.ow,
-                  "dy has shape ", shape_text(dy), "; the geometry of x ", shape_text(x), " needs another, or its dtype");
+                  "dy has shape ", shape_text(dy), "; the geometry of x ", shape_text(x),
+                  " needs another, or its dtype");
   const DeviceGuard guard(x.get_device_index());
   Tensor dw = torch::stable::empty({shape.kernel, shape.kernel, shape.c}, ScalarType::Float, std::nullopt, x.device());
   if (x.numel() == 0) return torch::stable::fill_(dw, 0);
@@ -142,7 +150,8 @@ Tensor inverted_residual(const Tensor& x, const std::vector<Tensor>& tensors, co
   const Dtype dtype = dtype_of("x", x);
   const cuda::Depthwise shape = shape_of(x, geometry);
   STD_TORCH_CHECK(shape.kernel == 3, "kernel is ", shape.kernel, "; whole blocks take 3");
-  STD_TORCH_CHECK(tensors[0].dim() == 2 && tensors[6].dim() == 2, "expand and project weights must have two dimensions");
+  STD_TORCH_CHECK(tensors[0].dim() == 2 && tensors[6].dim() == 2,
+                  "expand and project weights must have two dimensions");
   const int64_t cin = x.size(1), hidden = tensors[0].size(1), cout = tensors[6].size(1);
   STD_TORCH_CHECK(cin % 8 == 0 && hidden % 8 == 0 && cout % 8 == 0, "widths are ", cin, ", ", hidden, " and ", cout,
                   "; whole blocks take multiples of 8");
@@ -161,10 +170,33 @@ Tensor inverted_residual(const Tensor& x, const std::vector<Tensor>& tensors, co
   const auto at = [&](int i) { return tensors[static_cast<size_t>(i)].const_data_ptr(); };
   const auto vector = [&](int i) { return floats(tensors[static_cast<size_t>(i)]); };
   const auto act = [&](int i) { return static_cast<int>(activations[static_cast<size_t>(i)]); };
-  cuda::Block block{shape.n,   shape.h,   shape.w,   static_cast<int>(cin), static_cast<int>(hidden),
-                    static_cast<int>(cout), shape.oh, shape.ow, shape.stride, shape.top, shape.left,
-                    x.const_data_ptr(), at(0), at(3), at(6), vector(1), vector(2), vector(4), vector(5), vector(7),
-                    vector(8), y.mutable_data_ptr(), nullptr, act(0), act(1), act(2), residual,
+  cuda::Block block{shape.n,
+                    shape.h,
+                    shape.w,
+                    static_cast<int>(cin),
+                    static_cast<int>(hidden),
+                    static_cast<int>(cout),
+                    shape.oh,
+                    shape.ow,
+                    shape.stride,
+                    shape.top,
+                    shape.left,
+                    x.const_data_ptr(),
+                    at(0),
+                    at(3),
+                    at(6),
+                    vector(1),
+                    vector(2),
+                    vector(4),
+                    vector(5),
+                    vector(7),
+                    vector(8),
+                    y.mutable_data_ptr(),
+                    nullptr,
+                    act(0),
+                    act(1),
+                    act(2),
+                    residual,
                     tf32 && dtype == Dtype::kFloat};
   const size_t shared = static_cast<size_t>(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
   const int ctas = attribute(cudaDevAttrMultiProcessorCount, device);

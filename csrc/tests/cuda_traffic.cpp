@@ -18,9 +18,9 @@ struct Layer {
   int size, cin, hidden, cout, stride, count;
 };
 // The inverted residuals with an expand stage (arXiv 1801.04381, table 2), equal ones once.
-const Layer kLayers[] = {{112, 16, 96, 24, 2, 1},  {56, 24, 144, 24, 1, 1},  {56, 24, 144, 32, 2, 1},
-                         {28, 32, 192, 32, 1, 2},  {28, 32, 192, 64, 2, 1},  {14, 64, 384, 64, 1, 3},
-                         {14, 64, 384, 96, 1, 1},  {14, 96, 576, 96, 1, 2},  {14, 96, 576, 160, 2, 1},
+const Layer kLayers[] = {{112, 16, 96, 24, 2, 1},  {56, 24, 144, 24, 1, 1}, {56, 24, 144, 32, 2, 1},
+                         {28, 32, 192, 32, 1, 2},  {28, 32, 192, 64, 2, 1}, {14, 64, 384, 64, 1, 3},
+                         {14, 64, 384, 96, 1, 1},  {14, 96, 576, 96, 1, 2}, {14, 96, 576, 160, 2, 1},
                          {7, 160, 960, 160, 1, 2}, {7, 160, 960, 320, 1, 1}};
 
 struct Arena {
@@ -74,9 +74,10 @@ double depthwise_line(const char* kernel, int size, int c, int stride) {
   int64_t requested = 0;
   for (const auto& [_, traffic] : t) requested += traffic.requested;
   const int64_t least = static_cast<int64_t>(2 * (in_count + out_count));
-  std::printf("{\"kernel\": \"%s\", \"layer\": \"%d @ %dx%d s%d\", \"moved\": %lld, \"least\": %lld, \"requested\": %lld}\n",
-              kernel, c, size, size, stride, static_cast<long long>(moved), static_cast<long long>(least),
-              static_cast<long long>(requested));
+  std::printf(
+      "{\"kernel\": \"%s\", \"layer\": \"%d @ %dx%d s%d\", \"moved\": %lld, \"least\": %lld, \"requested\": %lld}\n",
+      kernel, c, size, size, stride, static_cast<long long>(moved), static_cast<long long>(least),
+      static_cast<long long>(requested));
   return static_cast<double>(moved) / static_cast<double>(least);
 }
 
@@ -88,10 +89,34 @@ int64_t block_line(const Layer& l, int ctas) {
   const size_t in_count = static_cast<size_t>(l.size) * l.size * l.cin;
   const size_t out_count = static_cast<size_t>(out) * out * l.cout, h = static_cast<size_t>(l.hidden);
   const bool residual = l.stride == 1 && l.cin == l.cout;
-  Block b{kBatch, l.size, l.size, l.cin, l.hidden, l.cout, out, out, l.stride, 1, 1, a.half("x", in_count),
-          a.half("weights", h * l.cin), a.half("weights", 9 * h), a.half("weights", h * l.cout), a.real("weights", h),
-          a.real("weights", h), a.real("weights", h), a.real("weights", h), a.real("weights", l.cout),
-          a.real("weights", l.cout), a.half("y", out_count), nullptr, 2, 2, 0, residual, false};
+  Block b{kBatch,
+          l.size,
+          l.size,
+          l.cin,
+          l.hidden,
+          l.cout,
+          out,
+          out,
+          l.stride,
+          1,
+          1,
+          a.half("x", in_count),
+          a.half("weights", h * l.cin),
+          a.half("weights", 9 * h),
+          a.half("weights", h * l.cout),
+          a.real("weights", h),
+          a.real("weights", h),
+          a.real("weights", h),
+          a.real("weights", h),
+          a.real("weights", l.cout),
+          a.real("weights", l.cout),
+          a.half("y", out_count),
+          nullptr,
+          2,
+          2,
+          0,
+          residual,
+          false};
   const BlockPlan plan = plan_block(b, Dtype::kHalf, kShared, ctas);
   b.partial = a.real("partial", plan.splits > 1 ? plan.splits * out_count : 1);
   inverted_residual(b, plan, Dtype::kHalf, nullptr);

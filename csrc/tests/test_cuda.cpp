@@ -1,5 +1,5 @@
-// Every CUDA kernel, run on the CPU by the emulation, against double precision: dtypes, kernel sizes, strides, paddings,
-// channels on and off the vector, threads forwards, backwards and shuffled.
+// Every CUDA kernel, run on the CPU by the emulation, against double precision: dtypes, kernel sizes, strides,
+// paddings, channels on and off the vector, threads forwards, backwards and shuffled.
 #include <cstdlib>
 #include <random>
 
@@ -83,7 +83,8 @@ void compare(const Buffer<T>& actual, const std::vector<double>& expected, const
              double terms, const std::string& what) {
   double worst = 0;
   for (size_t i = 0; i < expected.size(); ++i) {
-    const double limit = kEps<T> * (0.5 * std::fabs(expected[i])) + 2 * 1.2e-7 * std::sqrt(terms) * magnitude[i] + kSmallest<T>;
+    const double limit =
+        kEps<T> * (0.5 * std::fabs(expected[i])) + 2 * 1.2e-7 * std::sqrt(terms) * magnitude[i] + kSmallest<T>;
     const double error = std::fabs(actual[i] - expected[i]) / limit;
     worst = error <= worst ? worst : error;  // NaN wins
   }
@@ -97,8 +98,9 @@ void test_forward(const Case& c) {
   const size_t in = static_cast<size_t>(d.n) * d.h * d.w * d.c, out = static_cast<size_t>(d.n) * d.oh * d.ow * d.c;
   Buffer<T> x("x", in, 3), weight("weight", static_cast<size_t>(d.kernel) * d.kernel * d.c, 1), y("y", out, 0);
   Buffer<float> scale("scale", d.c, 1, 1.5), shift("shift", d.c, 2, 1);
-  CHECK(depthwise_forward({d, x.data.data(), weight.data.data(), scale.data.data(), shift.data.data(), y.data.data(), 2},
-                          kDtype<T>, nullptr) == 0);
+  CHECK(
+      depthwise_forward({d, x.data.data(), weight.data.data(), scale.data.data(), shift.data.data(), y.data.data(), 2},
+                        kDtype<T>, nullptr) == 0);
   std::vector<double> sum(out), magnitude(out);
   taps(d, [&](size_t o, size_t i, size_t k) {
     sum[o] += x[i] * weight[k];
@@ -148,9 +150,34 @@ void test_block(int n, int h, int w, int cin, int hidden, int cout, int stride, 
   Buffer<T> project("project", static_cast<size_t>(hidden) * cout, kp);
   Buffer<float> es("vectors", hidden, 1, 2), eb("vectors", hidden, 2, 1), ds("vectors", hidden, 1, 1.5);
   Buffer<float> db("vectors", hidden, 2, 1), ps("vectors", cout, 1, 1.5), pb("vectors", cout, 1);
-  Block b{n, h, w, cin, hidden, cout, oh, ow, stride, 1, 1, x.data.data(), expand.data.data(), depthwise.data.data(),
-          project.data.data(), es.data.data(), eb.data.data(), ds.data.data(), db.data.data(), ps.data.data(),
-          pb.data.data(), y.data.data(), nullptr, 2, 2, 0, residual, false};
+  Block b{n,
+          h,
+          w,
+          cin,
+          hidden,
+          cout,
+          oh,
+          ow,
+          stride,
+          1,
+          1,
+          x.data.data(),
+          expand.data.data(),
+          depthwise.data.data(),
+          project.data.data(),
+          es.data.data(),
+          eb.data.data(),
+          ds.data.data(),
+          db.data.data(),
+          ps.data.data(),
+          pb.data.data(),
+          y.data.data(),
+          nullptr,
+          2,
+          2,
+          0,
+          residual,
+          false};
   const BlockPlan plan = plan_block(b, kDtype<T>, limit, ctas);
   const std::string what = "block " + std::to_string(h) + "x" + std::to_string(w) + " " + std::to_string(cin) + "->" +
                            std::to_string(hidden) + "->" + std::to_string(cout) + " tile " +
@@ -190,8 +217,8 @@ void test_block(int n, int h, int w, int cin, int hidden, int cout, int stride, 
       }
       sum[p * cout + o] = s * ps[o] + pb[o] + (residual ? x[p * cout + o] : 0);
       // A hidden value that lies on a rounding boundary may round to the other side: one unit in a few of many terms.
-      bound[p * cout + o] = 4 * kEps<T> * m * ps[o] / std::sqrt(hidden) + kEps<T> * std::fabs(sum[p * cout + o]) +
-                            4e-6 * (m * ps[o] + 1);
+      bound[p * cout + o] =
+          4 * kEps<T> * m * ps[o] / std::sqrt(hidden) + kEps<T> * std::fabs(sum[p * cout + o]) + 4e-6 * (m * ps[o] + 1);
     }
   }
   double worst = 0;

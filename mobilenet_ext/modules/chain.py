@@ -21,7 +21,7 @@ from mobilenet_ext.freshness import (
     Slot,
     Stamp,
     current_epoch,
-    forget,
+    distrust,
     hidden_change,
     is_fresh,
     take_stamp,
@@ -210,7 +210,7 @@ class FusedChain:
             if x.is_cpu:
                 native.bump_epoch()
             else:
-                forget(self.slot.id)
+                distrust(self.slot.id)
         grad = _is_grad_enabled() and (x.requires_grad or any(map(_requires_grad, tensors)))
         op = _ops.chain_grad.default if grad else _ops.chain.default
         y = op(x, tensors, self.slot.tensor, self.program, self.constants)

@@ -6,6 +6,7 @@ this package's GPU code.  A file that cannot be read or written is no error: the
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import os
@@ -40,9 +41,25 @@ def shape_key(item: ChainItem, x: torch.Tensor, planar: bool) -> str:
 def _code_digest() -> str:
     root = Path(__file__).parent.parent
     digest = hashlib.sha256()
-    for path in sorted([*root.glob("gpu/*.py"), *root.glob("triton/*.py"), *root.parent.glob("libmobilenet_ext_cuda.so")]):
+    for path in sorted(
+        [*root.glob("gpu/*.py"), *root.glob("triton/*.py"), *root.parent.glob("libmobilenet_ext_cuda.so")]
+    ):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def _driver_version() -> str:
+    """What the NVIDIA driver calls itself; its file names the release, the library only the CUDA version it serves."""
+    try:
+        return Path("/proc/driver/nvidia/version").read_text().splitlines()[0]
+    except (OSError, IndexError):
+        pass
+    version = ctypes.c_int()
+    try:
+        ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
+    except (OSError, AttributeError):
+        return "unknown"
+    return str(version.value)
 
 
 @cache
@@ -55,7 +72,7 @@ def fingerprint(device: torch.device) -> str:
     parts = [f"torch {torch.__version__}", f"triton {triton}", f"code {_code_digest()}"]
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
-        driver = torch._C._cuda_getDriverVersion() if torch.version.hip is None else torch.version.hip
+        driver = _driver_version() if torch.version.hip is None else torch.version.hip
         parts = [properties.name, f"{properties.major}.{properties.minor}", f"driver {driver}", *parts]
     return ", ".join([device.type, *map(str, parts)])
 

@@ -17,8 +17,8 @@ def no_device() -> str:
     try:
         torch._C._cuda_init()
     except Exception as error:  # torch raises RuntimeError for no driver, an old driver and no device alike
-        return f"torch sees no GPU: {str(error).splitlines()[0]}"
-    return "torch sees no GPU"
+        return f"torch sees no CUDA device: {str(error).splitlines()[0]}"
+    return "torch sees no CUDA device"
 
 
 def is_matrix_product(spec: ConvSpec) -> bool:
@@ -31,7 +31,9 @@ def stage_reason(spec: ConvSpec) -> str | None:
     """Why no GPU kernel runs this stage, or None."""
     if spec.depthwise:
         if max(spec.kernel) > LARGEST_KERNEL:
-            return f"the depthwise kernel is {spec.kernel}; the GPU kernels take up to {LARGEST_KERNEL}x{LARGEST_KERNEL}"
+            return (
+                f"the depthwise kernel is {spec.kernel}; the GPU kernels take up to {LARGEST_KERNEL}x{LARGEST_KERNEL}"
+            )
         return None
     if not is_matrix_product(spec):
         return f"dense {spec.kernel[0]}x{spec.kernel[1]} convolutions with stride or padding are left to PyTorch"

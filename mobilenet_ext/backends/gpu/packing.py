@@ -19,7 +19,7 @@ from mobilenet_ext.spec import ChainItem, ConvSpec, LinearSpec
 
 @dataclass(frozen=True)
 class PackedStage:
-    """One stage: weight (kH, kW, C) for depthwise, (C, C') for a 1x1, None where PyTorch runs it; scale, shift (C',)."""
+    """One stage: weight (kH, kW, C) of a depthwise, (C, C') of a 1x1, None where PyTorch runs it; vectors (C',)."""
 
     spec: ConvSpec
     weight: Tensor | None

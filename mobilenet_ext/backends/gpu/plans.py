@@ -61,7 +61,13 @@ def _triton_candidates(packed: PackedItem, item: BlockSpec, x: Tensor) -> Iterat
     expand, middle, project = (stages.get(role) for role in ("expand", "depthwise", "project"))
     plain_expand = expand is None or stage_reason(expand.spec) is None
     pixels = x.shape[0] * x.shape[2] * x.shape[3]
-    if expand is not None and middle is not None and project is not None and plain_expand and pixels <= RECOMPUTE_PIXELS:
+    if (
+        expand is not None
+        and middle is not None
+        and project is not None
+        and plain_expand
+        and pixels <= RECOMPUTE_PIXELS
+    ):
         for config in range(len(block.BLOCK_CONFIGS)):
             yield Candidate(f"triton.block:{config}", partial(_triton_block, config))
     if middle is not None and project is not None:

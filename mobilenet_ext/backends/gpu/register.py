@@ -5,8 +5,13 @@ Registration costs nothing and needs neither a GPU nor Triton; everything else i
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from mobilenet_ext.backends.gpu.packing import PackedItem
 
 _library = torch.library.Library("mobilenet_ext", "IMPL")
 
@@ -52,7 +57,7 @@ def chain_cached(x: Tensor, slot: Tensor) -> Tensor:
     return _run(entry.for_dtype(x.dtype), x, entry.program.layout == "follow_input")
 
 
-def _run(packed: list, x: Tensor, follow_input: bool) -> Tensor:  # type: ignore[type-arg]
+def _run(packed: list[PackedItem], x: Tensor, follow_input: bool) -> Tensor:
     from mobilenet_ext.backends.gpu.runtime import run_packed
 
     # The operator stands below autograd and autocast: nothing may be recorded, and no cast may be added.

@@ -31,6 +31,7 @@ class Entry:
     stamp: freshness.Stamp
     packed: dict[torch.dtype, list[PackedItem]] = field(default_factory=dict)
     pinned: bool = False
+    trusted: bool = True
 
     def for_dtype(self, dtype: torch.dtype) -> list[PackedItem]:
         found = self.packed.get(dtype)
@@ -47,14 +48,21 @@ def _release(slot: int) -> None:
     _entries.pop(slot, None)
 
 
+def _distrust(slot: int) -> None:
+    if (entry := _entries.get(slot)) is not None:
+        entry.trusted = False
+
+
 freshness.when_freed(_release)
+freshness.when_distrusted(_distrust)
 
 
 def _is_fresh(entry: Entry, sources: Sequence[Tensor]) -> bool:
     stamp = freshness.take_stamp(list(sources))
     old = entry.stamp
     return bool(
-        stamp.versions
+        entry.trusted
+        and stamp.versions
         and old.epoch is stamp.epoch
         and old.versions == stamp.versions
         and old.addresses == stamp.addresses

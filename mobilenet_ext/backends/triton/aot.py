@@ -19,7 +19,14 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from mobilenet_ext.backends.occupancy import Usage
-from mobilenet_ext.backends.triton import batch_norm_backward, block, depthwise, depthwise_backward, pointwise, reduction
+from mobilenet_ext.backends.triton import (
+    batch_norm_backward,
+    block,
+    depthwise,
+    depthwise_backward,
+    pointwise,
+    reduction,
+)
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -73,7 +80,14 @@ def cases(dtype: str) -> Iterator[Case]:
             tile = {"ROWS": rows, "BW": columns, "BC": lanes}
             layout = "nhwc" if nhwc else "nchw"
             yield _case(
-                f"depthwise_{layout}_{name}", depthwise.depthwise_kernel, occupancy, warps, ACT=2, NHWC=nhwc, **taps, **tile
+                f"depthwise_{layout}_{name}",
+                depthwise.depthwise_kernel,
+                occupancy,
+                warps,
+                ACT=2,
+                NHWC=nhwc,
+                **taps,
+                **tile,
             )
         columns, lanes, warps = depthwise_backward.DATA_CONFIGS[0]
         yield _case(
@@ -95,16 +109,16 @@ def cases(dtype: str) -> Iterator[Case]:
             BC=lanes,
             **taps,
         )
-    exact = {"PRECISION": "ieee", "WIDE": False}
+    exact: dict[str, Any] = {"PRECISION": "ieee", "WIDE": False}
     for bm, bn, bk, warps in pointwise.CONFIGS[:1]:
         tile = {"BM": bm, "BN": bn, "BK": bk}
         yield _case("pointwise", pointwise.pointwise_kernel, 0.125, warps, ACT=2, RESIDUAL=True, **exact, **tile)
     bm, bc, warps = block.PROJECT_CONFIGS[0]
     for outputs in (32, 256):
-        options = {"DW_ACT": 2, "PJ_ACT": 0, "RESIDUAL": True, **exact, **_taps(3, 1)}
+        options: dict[str, Any] = {"DW_ACT": 2, "PJ_ACT": 0, "RESIDUAL": True, **exact, **_taps(3, 1)}
         yield _case(
-            f"depthwise_project_{outputs}", block.depthwise_project_kernel, 0.125, block.block_warps(warps, outputs), 1, BM=bm, BC=bc,
-            BO=outputs, **options,
+            f"depthwise_project_{outputs}", block.depthwise_project_kernel, 0.125, block.block_warps(warps, outputs), 1,
+            BM=bm, BC=bc, BO=outputs, **options,
         )  # fmt: skip
     bm, bc, warps = block.BLOCK_CONFIGS[0]
     options = {"EX_ACT": 2, "DW_ACT": 2, "PJ_ACT": 0, "RESIDUAL": True, **exact, **_taps(3, 1)}
@@ -132,7 +146,7 @@ def compile_case(case: Case, dtype: str, target: str) -> Usage:
             signature[argument] = "*" + (dtype if kind == "T" else kind)
         else:
             signature[argument] = case.scalars.get(argument, "i32")
-    # What the launcher finds out by itself: pointers are aligned, and so are the channel counts of every network here.
+    # What the launcher finds out by itself: pointers are aligned, and so are the channel counts of the networks.
     aligned = [i for i, name in enumerate(signature) if name in case.pointers or name in ("channels", "hidden")]
     source = ASTSource(
         fn=case.kernel,
@@ -140,7 +154,9 @@ def compile_case(case: Case, dtype: str, target: str) -> Usage:
         constexprs=case.constants,
         attrs={(i,): [["tt.divisibility", 16]] for i in aligned},
     )
-    compiled = triton.compile(source, target=TARGETS[target], options={"num_warps": case.warps, "num_stages": case.stages})
+    compiled = triton.compile(
+        source, target=TARGETS[target], options={"num_warps": case.warps, "num_stages": case.stages}
+    )
     shared = int(compiled.metadata.shared)
     if TARGETS[target].backend == "hip":
         text = compiled.asm["amdgcn"]

@@ -54,7 +54,7 @@ def reduce_kernel(
     sum_g = tl.zeros((BM, BC), tl.float32)
     sum_gv = tl.zeros((BM, BC), tl.float32)
     first = chunk * chunk_pixels
-    for step in range(0, tl.cdiv(chunk_pixels, BM)):
+    for step in range(tl.cdiv(chunk_pixels, BM)):
         base = first + step * BM
         inside = ((base + m < pixels) & (step * BM + m < chunk_pixels))[:, None] & c_in[None, :]
         at = m[:, None] * channels + c[None, :]

@@ -115,7 +115,9 @@ def inverted_residual_kernel(
             expanded = tl.zeros((BM, BC), tl.float32)
             for k0 in range(0, inputs, BK):
                 k_in = k0 + k < inputs
-                v = tl.load(image[:, None] + (at[:, None] + (k0 + k)[None, :]), mask=inside[:, None] & k_in[None, :], other=0.0)
+                v = tl.load(
+                    image[:, None] + (at[:, None] + (k0 + k)[None, :]), mask=inside[:, None] & k_in[None, :], other=0.0
+                )
                 w = tl.load(
                     ex_weight + (k0 + k)[:, None] * hidden + c[None, :], mask=k_in[:, None] & c_in[None, :], other=0.0
                 )

@@ -72,7 +72,7 @@ def power_of_two(value: int, low: int, high: int) -> int:
 
 
 def check_image(name: str, x: Tensor) -> None:
-    """TypeError or ValueError unless ``x`` is a 4-d tensor of a kernel's dtype whose images have fewer than 2^31 elements.
+    """TypeError or ValueError unless ``x`` is 4-d, of a kernel's dtype, with images of fewer than 2^31 elements.
 
     The batch may be any size: offsets of images are 64 bits wide.
     """

@@ -25,7 +25,7 @@ def depthwise_kernel(
     KH: tl.constexpr, KW: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr,
     ACT: tl.constexpr, NHWC: tl.constexpr, ROWS: tl.constexpr, BW: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """x, y (N, H, W, C) with NHWC, else (N, C, H, W), dense; weight (KH, KW, C) in the dtype of x; scale, bias fp32 (C)."""
+    """x, y (N, H, W, C) with NHWC, else (N, C, H, W), dense; weight (KH, KW, C) in x's dtype; scale, bias fp32 (C)."""
     block = tl.program_id(0)
     c_blocks = tl.cdiv(channels, BC)
     w_blocks = tl.cdiv(out_width, BW)
@@ -67,7 +67,13 @@ def depthwise_kernel(
 
 
 def depthwise(
-    x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, geometry: Geometry, activation: str = "none", config: int = 0
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    geometry: Geometry,
+    activation: str = "none",
+    config: int = 0,
 ) -> Tensor:
     """``act(depthwise(x, weight) * scale + bias)``.
 

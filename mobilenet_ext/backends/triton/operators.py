@@ -35,6 +35,11 @@ def _geometry(values: list[int]) -> Geometry:
     return Geometry((kh, kw), (sh, sw), (dh, dw), top, left, height, width)
 
 
+def _stage(tensors: list[Tensor], activations: list[int], index: int) -> Stage:
+    weight, scale, bias = tensors[3 * index : 3 * index + 3]
+    return Stage(weight, scale, bias, _NAMES[activations[index]])
+
+
 @_op("mobilenet_ext_triton::depthwise", mutates_args=())
 def depthwise(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, geometry: list[int], activation: int) -> Tensor:
     return _depthwise.depthwise(x, weight, scale, bias, _geometry(geometry), _NAMES[activation])
@@ -51,7 +56,7 @@ def pointwise(
 def depthwise_project(
     x: Tensor, stages: list[Tensor], activations: list[int], geometry: list[int], residual: Tensor | None
 ) -> Tensor:
-    first, last = Stage(*stages[:3], _NAMES[activations[0]]), Stage(*stages[3:], _NAMES[activations[1]])
+    first, last = _stage(stages, activations, 0), _stage(stages, activations, 1)
     return _block.depthwise_project(x, first, last, _geometry(geometry), residual)
 
 
@@ -59,7 +64,7 @@ def depthwise_project(
 def inverted_residual(
     x: Tensor, stages: list[Tensor], activations: list[int], geometry: list[int], residual: bool
 ) -> Tensor:
-    expand, middle, project = (Stage(*stages[3 * i : 3 * i + 3], _NAMES[activations[i]]) for i in range(3))
+    expand, middle, project = (_stage(stages, activations, i) for i in range(3))
     return _block.inverted_residual(x, expand, middle, project, _geometry(geometry), residual)
 
 

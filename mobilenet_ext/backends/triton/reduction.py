@@ -31,6 +31,13 @@ def sum_partials(partial: Tensor) -> Tensor:
     total = torch.empty(elements, dtype=torch.float32, device=partial.device)
     with common.on_device(partial):
         common.launch(
-            sum_partials_kernel, triton.cdiv(elements, TILE[1]), partial, total, chunks, elements, BK=TILE[0], BE=TILE[1]
+            sum_partials_kernel,
+            triton.cdiv(elements, TILE[1]),
+            partial,
+            total,
+            chunks,
+            elements,
+            BK=TILE[0],
+            BE=TILE[1],
         )
     return total
