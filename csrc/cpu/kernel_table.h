@@ -60,7 +60,7 @@ struct DepthwiseArgs {
   int ky_begin, ky_end;
   int kh, kw;
   int stride, dilation;  // horizontal
-  ptrdiff_t in_block;  // input pixels are `vector` floats apart
+  ptrdiff_t in_block;    // input pixels are `vector` floats apart
   const float* weights;  // [block][kh][kw][vector]
   const float* bias;     // [block][vector]
   float* out;
