@@ -42,4 +42,4 @@ def fold(spec: ConvSpec, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]
     bias of shape ``(out_channels,)``.
     """
     scale, shift = scale_and_shift(spec, tensors)
-    return tensors["weight"].detach().double() * scale[:, None, None, None], shift
+    return tensors["weight"].detach().double() * scale.view(-1, *[1] * (tensors["weight"].dim() - 1)), shift

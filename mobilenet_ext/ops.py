@@ -15,7 +15,7 @@ from torch import Tensor
 
 from . import autograd as _autograd
 from ._library import native as _native
-from .spec import ACTIVATIONS, BlockSpec, ConvSpec, Padding, Program, decode, encode, source_names
+from .spec import ACTIVATIONS, BlockSpec, ConvSpec, LinearSpec, Padding, Program, decode, encode, source_names
 
 IntPair = int | Sequence[int]
 
@@ -24,7 +24,7 @@ def _empty_result(x: Tensor, program: Program) -> Tensor:
     """An empty tensor of the shape and exactly the strides that the kernel returns."""
     if program.flat_output:
         last = program.chain[-1]
-        return x.new_empty((x.shape[0], last.out_channels if isinstance(last, BlockSpec) else last.out_features))
+        return x.new_empty((x.shape[0], last.out_features if isinstance(last, LinearSpec) else last.out_channels))
     height, width = x.shape[2], x.shape[3]
     channels = x.shape[1]
     for item in program.chain:
@@ -118,8 +118,9 @@ def _depthwise_spec(
 ) -> tuple[ConvSpec, list[Tensor]]:
     if weight.dim() != 4 or weight.shape[1] != 1:
         raise ValueError(f"weight has shape {tuple(weight.shape)}; allowed: (C, 1, kH, kW)")
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation is {activation!r}; allowed: {', '.join(ACTIVATIONS)}")
+    allowed = [name for name in ACTIVATIONS if name != "leaky_relu"]  # which would need its slope
+    if activation not in allowed:
+        raise ValueError(f"activation is {activation!r}; allowed: {', '.join(allowed)}")
     kernel = (weight.shape[2], weight.shape[3])
     present = {"weight": weight, **{k: v for k, v in tensors.items() if v is not None}}
     spec = ConvSpec(
@@ -181,7 +182,8 @@ def depthwise_conv_bn_act(
 
     The counterpart of ``act(F.batch_norm(F.conv2d(x, weight, bias, ..., groups=C), running_mean, running_var,
     bn_weight, bn_bias, False, 0, eps))``.  Arguments as in :func:`depthwise_conv2d`; the BatchNorm vectors are (C,)
-    fp32; ``activation`` is ``"none"``, ``"relu"`` or ``"relu6"``.
+    fp32; ``activation`` is ``"none"``, ``"relu"``, ``"relu6"``, ``"hardswish"``, ``"silu"``, ``"hardsigmoid"`` or
+    ``"sigmoid"``.
 
     Returns: (N, C, H', W') fp32 in the memory format of ``x``.
     """
@@ -220,7 +222,7 @@ def inverted_residual(
         expand: None, or (weight (t*C, C, 1, 1), (bn weight, bn bias, running mean, running var)).
         depthwise: (weight (t*C, 1, kH, kW), the same four vectors); ``stride``, ``padding``, ``dilation`` are its.
         project: (weight (C', t*C, 1, 1), the same four vectors); linear, as the paper's bottleneck is.
-        activation: after expand and depthwise: ``"none"``, ``"relu"`` or ``"relu6"``.
+        activation: after expand and depthwise, as in :func:`depthwise_conv_bn_act`.
         residual: add ``x`` to the result; needs stride 1 and C' == C.
 
     Returns: (N, C', H', W') fp32 in the memory format of ``x``.

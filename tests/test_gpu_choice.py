@@ -6,13 +6,13 @@ import threading
 import pytest
 import torch
 
-from mobilenet_ext.backends import BACKENDS, choose
+from mobilenet_ext.backends import BACKENDS, aten, choose
 from mobilenet_ext.backends.gpu import choices, packing, plans
 from mobilenet_ext.backends.gpu import runtime as runtime_module
 from mobilenet_ext.backends.gpu.plans import Candidate, run_aten
 from mobilenet_ext.backends.gpu.runtime import Runtime
 from mobilenet_ext.backends.gpu.trial import try_out
-from mobilenet_ext.spec import BlockSpec, ConvSpec, LinearSpec
+from mobilenet_ext.spec import BlockSpec, ConvSpec, LinearSpec, PoolSpec
 
 SPEC = BlockSpec(depthwise=ConvSpec(8, 8, (3, 3), padding=(1, 1, 1, 1), depthwise=True, activation="relu6"))
 
@@ -260,6 +260,37 @@ def test_reasons_on_a_machine_without_a_gpu():
     assert found.name == "aten"
     assert set(reasons) == {"cpu", "cuda", "triton"}
     assert all(reason and "\n" not in reason for reason in reasons.values())
+
+
+def test_what_the_kernels_do_not_compute_runs_in_pytorch():
+    """Squeeze-and-excitation, other activations and shortcuts over two items: never a kernel that leaves them out."""
+    first = ConvSpec(8, 16, activation="silu")
+    middle = ConvSpec(16, 16, (3, 3), padding=(1, 1, 1, 1), depthwise=True, activation="relu6")
+    last = ConvSpec(16, 8)
+    gate = {"reduce": ConvSpec(16, 4, activation="relu"), "excite": ConvSpec(4, 16, activation="hardsigmoid")}
+    swish = ConvSpec(16, 16, (3, 3), padding=(1, 1, 1, 1), depthwise=True, activation="hardswish")
+    plain = BlockSpec(first, middle, last)
+    refused = [
+        BlockSpec(first, middle, last, **gate),
+        BlockSpec(first, swish, last),
+        BlockSpec(first, middle, last, residual_back=True),
+        BlockSpec(expand=first),
+        PoolSpec(8),
+    ]
+    for item in (plain, *refused):
+        sources = [torch.randn(spec.weight_shape) for _, spec in item.stages()]
+        packed = packing.pack((item,), sources, torch.float32)[0]
+        names = [c.name for c in plans.candidates(packed, X, ("triton",))]
+        assert bool(names) == (item is plain), item
+        assert not any("block" in name for name in names)  # silu after expand: PyTorch runs that stage
+
+
+def test_a_shortcut_over_two_items():
+    chain = (SPEC, BlockSpec(expand=ConvSpec(8, 8), residual_back=True), PoolSpec(8))
+    sources = [torch.randn(8, 1, 3, 3), torch.randn(8, 8, 1, 1)]
+    packed = packing.pack(chain, sources, torch.float32)
+    y = runtime_module.run_packed(packed, X, follow_input=False)
+    torch.testing.assert_close(y, aten.run_chain(chain, X, sources))
 
 
 def test_candidates_need_a_kernel_for_some_stage():

@@ -131,6 +131,9 @@ struct TileTable {
   constexpr TileTable() { fill_tiles<V, NV, MAX, STEPS>(of_rows); }
 };
 
+template <class V, int NV, int MAX>
+void gemm_activated(const GemmArgs& g);
+
 // All pixels of one panel, split into tiles as even as possible so that no tile is much shorter than the others.
 template <class V, int NV, int MAX>
 void gemm_panel(const GemmArgs& g) {
@@ -138,6 +141,7 @@ void gemm_panel(const GemmArgs& g) {
   static constexpr TileTable<V, NV, MAX, 4> fours;
   static constexpr TileTable<V, NV, MAX, 3> threes;
   static constexpr TileTable<V, NV, MAX, 1> ones;
+  if (g.activation) return gemm_activated<V, NV, MAX>(g);
   const int length = g.segment_length;
   const TileFunction* tiles = length % 4 == 0 ? fours.of_rows : length % 3 == 0 ? threes.of_rows : ones.of_rows;
   int32_t linear[kMaxTileRows];
@@ -153,6 +157,26 @@ void gemm_panel(const GemmArgs& g) {
   };
   if (longer) run(longer, rows + 1);
   run(count - longer, rows);
+}
+
+// A few tiles, then the activation while they are in the first cache.
+template <class V, int NV, int MAX>
+void gemm_activated(const GemmArgs& g) {
+  constexpr int kPixels = 4 * MAX;
+  GemmArgs part = g;
+  part.activation = 0;
+  part.residual = nullptr;
+  part.pool = nullptr;
+  for (int m = 0; m < g.m; m += kPixels) {
+    part.m = g.m - m < kPixels ? g.m - m : kPixels;
+    part.a = g.a + m * g.a_pixel;
+    part.c = g.c_offsets ? g.c : g.c + m * g.c_pixel;
+    part.c_offsets = g.c_offsets ? g.c_offsets + m : nullptr;
+    gemm_panel<V, NV, MAX>(part);
+    finish_rows<V>({part.c, part.c_offsets, g.c_pixel, g.c_vector,
+                    g.residual ? g.residual + m * g.residual_pixel : nullptr, g.residual_pixel, g.pool, part.m, NV,
+                    g.n_valid, g.activation, g.slope});
+  }
 }
 
 // P panels at once: P * NV independent chains, one pixel.
@@ -195,6 +219,14 @@ void gemv_panels(const GemvArgs& g) {
   int panel = 0;
   for (; panel + P < g.panels; panel += P) gemv_tile<V, NV, P>(g, panel, kWidth);
   for (; panel < g.panels; ++panel) gemv_tile<V, NV, 1>(g, panel, panel == g.panels - 1 ? g.n_valid : kWidth);
+  if (!g.activation) return;
+  const int columns = (g.panels - 1) * kWidth + g.n_valid, whole = columns / V::W, rest = columns % V::W;
+  FinishArgs f{g.c, nullptr, V::W, V::W, nullptr, 0, nullptr, whole, 1, V::W, g.activation, g.slope};
+  finish_rows<V>(f);
+  f.c += whole * V::W;
+  f.m = rest ? 1 : 0;
+  f.n_valid = rest;
+  finish_rows<V>(f);
 }
 
 }  // namespace

@@ -47,6 +47,14 @@ struct Full {
   static ALWAYS_INLINE void accumulate(T& c, T a, T b) { asm("vfmadd231ps %2, %1, %0" : "+x"(c) : "x"(a), "x"(b)); }
   static ALWAYS_INLINE T fma(T a, T b, T c) { return _mm256_fmadd_ps(a, b, c); }
   static ALWAYS_INLINE T add(T a, T b) { return _mm256_add_ps(a, b); }
+  static ALWAYS_INLINE T sub(T a, T b) { return _mm256_sub_ps(a, b); }
+  static ALWAYS_INLINE T mul(T a, T b) { return _mm256_mul_ps(a, b); }
+  static ALWAYS_INLINE T div(T a, T b) { return _mm256_div_ps(a, b); }
+  // 2^(n-1) of n + 1.5 * 2^23: the low bits of such a number are n.
+  static ALWAYS_INLINE T half_power(T t) {
+    const auto n = _mm256_slli_epi32(_mm256_castps_si256(t), 23);
+    return _mm256_castsi256_ps(_mm256_add_epi32(n, _mm256_set1_epi32(126 << 23)));
+  }
   // The second operand is returned when either is NaN: the value stands second so that NaN survives.
   static ALWAYS_INLINE T clamp(T v, T lo, T hi) { return _mm256_min_ps(hi, _mm256_max_ps(lo, v)); }
 };

@@ -29,6 +29,14 @@ struct Full {
   static ALWAYS_INLINE void accumulate(T& c, T a, T b) { asm("fmla %0.4s, %1.4s, %2.4s" : "+w"(c) : "w"(a), "w"(b)); }
   static ALWAYS_INLINE T fma(T a, T b, T c) { return vfmaq_f32(c, a, b); }
   static ALWAYS_INLINE T add(T a, T b) { return vaddq_f32(a, b); }
+  static ALWAYS_INLINE T sub(T a, T b) { return vsubq_f32(a, b); }
+  static ALWAYS_INLINE T mul(T a, T b) { return vmulq_f32(a, b); }
+  static ALWAYS_INLINE T div(T a, T b) { return vdivq_f32(a, b); }
+  // 2^(n-1) of n + 1.5 * 2^23: the low bits of such a number are n.
+  static ALWAYS_INLINE T half_power(T t) {
+    const int32x4_t n = vshlq_n_s32(vreinterpretq_s32_f32(t), 23);
+    return vreinterpretq_f32_s32(vaddq_s32(n, vdupq_n_s32(126 << 23)));
+  }
   // FMIN and FMAX propagate NaN; the "nm" forms would not.
   static ALWAYS_INLINE T clamp(T v, T lo, T hi) { return vminq_f32(hi, vmaxq_f32(lo, v)); }
 };

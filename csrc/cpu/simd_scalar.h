@@ -18,6 +18,17 @@ struct Full {
   static ALWAYS_INLINE void accumulate(T& c, T a, T b) { c = __builtin_fmaf(a, b, c); }
   static ALWAYS_INLINE T fma(T a, T b, T c) { return __builtin_fmaf(a, b, c); }
   static ALWAYS_INLINE T add(T a, T b) { return a + b; }
+  static ALWAYS_INLINE T sub(T a, T b) { return a - b; }
+  static ALWAYS_INLINE T mul(T a, T b) { return a * b; }
+  static ALWAYS_INLINE T div(T a, T b) { return a / b; }
+  // 2^(n-1) of n + 1.5 * 2^23: the low bits of such a number are n.
+  static ALWAYS_INLINE T half_power(T t) {
+    uint32_t bits;
+    __builtin_memcpy(&bits, &t, sizeof bits);
+    bits = (bits << 23) + (126u << 23);
+    __builtin_memcpy(&t, &bits, sizeof bits);
+    return t;
+  }
   // Written so that a NaN fails both comparisons and survives.
   static ALWAYS_INLINE T clamp(T v, T lo, T hi) {
     v = v < lo ? lo : v;

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mobilenet_ext.backends.gpu.limits import stage_reason
 from mobilenet_ext.backends.gpu.packing import PackedStage
 from mobilenet_ext.spec import ACTIVATIONS, BlockSpec, ChainItem, ConvSpec
 
@@ -77,7 +78,7 @@ def unsupported(spec: ChainItem, device: torch.device, dtype: torch.dtype) -> st
         return f"the dtype is {dtype}; the CUDA kernels need float32, float16 or bfloat16"
     if not isinstance(spec, BlockSpec) or spec.depthwise is None:
         return "the CUDA kernels are for depthwise stages and whole inverted residuals"
-    return depthwise_reason(spec.depthwise)
+    return limits.unsupported(spec) or depthwise_reason(spec.depthwise)
 
 
 def runs_depthwise(stages: Mapping[str, PackedStage], x: Tensor) -> bool:
@@ -92,9 +93,7 @@ def runs_block(stages: Mapping[str, PackedStage], x: Tensor) -> bool:
     expand, project = stages["expand"].spec, stages["project"].spec
     widths = (expand.in_channels, expand.out_channels, project.out_channels)
     return (
-        expand.kernel == (1, 1)
-        and expand.stride == (1, 1)
-        and expand.padding in ("same", (0, 0, 0, 0))
+        stage_reason(expand) is None
         and stages["depthwise"].spec.kernel == (3, 3)
         and all(width % 8 == 0 for width in widths)
         and project.out_channels <= LARGEST_OUTPUT

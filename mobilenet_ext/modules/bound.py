@@ -45,7 +45,7 @@ class Bound:
     __slots__ = ("epoch", "holds", "structure", "watch")
 
     def __init__(self, module: nn.Module, match: Match) -> None:
-        self.structure = Structure(module, match.skipped, match.norms, match.identities)
+        self.structure = Structure(module, match.skipped, match.norms, match.identities, match.traced)
         owners = [module.get_submodule(source.path) for source in match.sources]
         self.watch = SourceWatch(owners, [source.name for source in match.sources])
         self.epoch: object = None

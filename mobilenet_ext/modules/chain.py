@@ -31,7 +31,7 @@ from mobilenet_ext.modules.bound import PLAIN_TENSORS, Bound, is_supported, is_s
 from mobilenet_ext.modules.structure import Snapshot, global_hook_reason, mode_reason
 from mobilenet_ext.modules.switch import switch
 from mobilenet_ext.modules.traced import run_traced, trace_key
-from mobilenet_ext.spec import BlockSpec, encode
+from mobilenet_ext.spec import BlockSpec, ChainItem, LinearSpec, encode
 
 if TYPE_CHECKING:
     from mobilenet_ext.matchers import Match
@@ -44,6 +44,15 @@ _is_autocast_enabled = torch.is_autocast_enabled
 _tracing_state = torch._C._get_tracing_state
 _transforms_active = torch._C._are_functorch_transforms_active
 _AUTOCAST_INPUTS = frozenset({torch.float32, torch.bfloat16, torch.float16})
+
+
+def _adds_its_input(chain: tuple[ChainItem, ...]) -> bool:
+    """Whether shortcuts alone lead from the input to the output, so that a wider input widens the output."""
+    before, wide = True, True
+    for item in chain:
+        short = before if isinstance(item, BlockSpec) and item.residual_back else wide
+        before, wide = wide, isinstance(item, BlockSpec) and (item.residual or item.residual_back) and short
+    return wide
 
 
 class FusedChain:
@@ -66,11 +75,10 @@ class FusedChain:
         self.program, self.constants = encode(self.match.chain, layout)
         self.key = trace_key(self.match, self.snapshot, layout)
         first = self.match.chain[0]
-        self.in_channels = first.in_channels if isinstance(first, BlockSpec) else first.in_features
-        items = [item for item in self.match.chain if isinstance(item, BlockSpec)]
+        self.in_channels = first.in_features if isinstance(first, LinearSpec) else first.in_channels
         # What the backend says of the chain itself; device and dtype are looked at on every call.
         self.no_kernel = unsupported(cpu, self.match.chain, torch.device("cpu"), torch.float32)
-        self._only_residual = len(items) == len(self.match.chain) and all(item.residual for item in items)
+        self._only_residual = _adds_its_input(self.match.chain)
 
     def _reset(self) -> None:
         watch_optimizers()

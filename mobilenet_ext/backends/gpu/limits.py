@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from mobilenet_ext.spec import ChainItem, ConvSpec, LinearSpec
+from mobilenet_ext.spec import CLAMPS, BlockSpec, ChainItem, ConvSpec
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 LARGEST_KERNEL = 7
@@ -29,6 +29,8 @@ def is_matrix_product(spec: ConvSpec) -> bool:
 
 def stage_reason(spec: ConvSpec) -> str | None:
     """Why no GPU kernel runs this stage, or None."""
+    if spec.activation not in CLAMPS:
+        return f"the activation is {spec.activation}; the GPU kernels take {', '.join(CLAMPS)}"
     if spec.depthwise:
         if max(spec.kernel) > LARGEST_KERNEL:
             return (
@@ -41,10 +43,17 @@ def stage_reason(spec: ConvSpec) -> str | None:
 
 
 def unsupported(spec: ChainItem) -> str | None:
-    """Why no GPU kernel runs any stage of ``spec``, or None where at least one does."""
-    if isinstance(spec, LinearSpec):
-        return "linear layers are left to PyTorch"
+    """Why no GPU kernel runs any stage of ``spec``, or None where PyTorch runs its first stage at most."""
+    if not isinstance(spec, BlockSpec):
+        return "linear layers and pools are left to PyTorch"
     if spec.pool:
         return "a convolution with pool is left to PyTorch"
-    reasons = [stage_reason(stage) for _, stage in spec.stages()]
-    return reasons[0] if all(reasons) else None
+    if spec.squeezed:
+        return "blocks with squeeze-and-excitation are left to PyTorch"
+    if spec.residual_back:
+        return "shortcuts over two items are left to PyTorch"
+    reasons = {role: stage_reason(stage) for role, stage in spec.stages()}
+    # A first stage without a kernel runs in PyTorch before the others; the others have to have one.
+    if set(reasons) != {"expand"}:
+        reasons.pop("expand", None)
+    return next((reason for reason in reasons.values() if reason), None)

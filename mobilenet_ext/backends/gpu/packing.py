@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mobilenet_ext.backends import aten
 from mobilenet_ext.folding import scale_and_shift
-from mobilenet_ext.spec import ChainItem, ConvSpec, LinearSpec
+from mobilenet_ext.spec import BlockSpec, ChainItem, ConvSpec
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def pack(chain: Sequence[ChainItem], sources: Sequence[Tensor], dtype: torch.dty
     with torch.no_grad():
         for item, named in aten.split(chain, sources):
             stages = {}
-            if not isinstance(item, LinearSpec):
+            if isinstance(item, BlockSpec):
                 stages = {
                     role: _pack_stage(spec, tensors, dtype)
                     for (role, spec), tensors in zip(item.stages(), named, strict=True)

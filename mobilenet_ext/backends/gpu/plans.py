@@ -15,7 +15,7 @@ from torch import Tensor
 from mobilenet_ext.backends import aten
 from mobilenet_ext.backends.gpu.limits import stage_reason, unsupported
 from mobilenet_ext.backends.gpu.packing import PackedItem, PackedStage
-from mobilenet_ext.spec import BlockSpec, ConvSpec, LinearSpec
+from mobilenet_ext.spec import BlockSpec, ConvSpec, LinearSpec, PoolSpec
 
 RECOMPUTE_PIXELS = 1 << 16  # above this the whole block by recompute is not even tried
 BASELINE = "aten"
@@ -34,17 +34,22 @@ class Candidate:
         return self.name.partition(".")[0]
 
 
-def run_aten(packed: PackedItem, x: Tensor) -> Tensor:
-    """The item in PyTorch's operators; (N, C, H, W), or flat after a pool or a linear item."""
+def run_aten(packed: PackedItem, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+    """The item in PyTorch's operators; (N, C, H, W), or flat after a pool or a linear item.
+
+    ``shortcut`` is the input of the item before, for a block with ``residual_back``.
+    """
     if isinstance(packed.item, LinearSpec):
-        return aten.run_linear(packed.tensors[0], x)
-    return aten.run_block(packed.item, x, packed.tensors)
+        return aten.run_linear(packed.item, x, packed.tensors[0])
+    if isinstance(packed.item, PoolSpec):
+        return x.mean((2, 3))
+    return aten.run_block(packed.item, x, packed.tensors, shortcut=shortcut)
 
 
 def candidates(packed: PackedItem, x: Tensor, backends: tuple[str, ...]) -> list[Candidate]:
     """Everything but the baseline that can run ``packed`` on ``x``, in order of preference."""
     item = packed.item
-    if isinstance(item, LinearSpec) or unsupported(item) is not None:
+    if not isinstance(item, BlockSpec) or unsupported(item) is not None:
         return []
     found: list[Candidate] = []
     if "cuda" in backends:

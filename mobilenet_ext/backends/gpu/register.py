@@ -36,11 +36,11 @@ def check(x: Tensor, sources: list[Tensor], in_channels: int) -> None:
 def chain(x: Tensor, sources: list[Tensor], slot: Tensor | None, program: list[int], constants: list[float]) -> Tensor:
     """``mobilenet_ext::chain`` on a GPU; see ``csrc/library.cpp`` for the schema."""
     from mobilenet_ext.backends.gpu import runtime, slots
-    from mobilenet_ext.spec import BlockSpec
+    from mobilenet_ext.spec import LinearSpec
 
     entry = slots.fresh(None if slot is None else int(slot), sources, program, constants)
     items = entry.program.chain
-    check(x, sources, items[0].in_channels if isinstance(items[0], BlockSpec) else items[0].in_features)
+    check(x, sources, items[0].in_features if isinstance(items[0], LinearSpec) else items[0].in_channels)
     entry.pinned = entry.pinned or runtime.runtime.capturing(x)
     return _run(entry.for_dtype(x.dtype), x, entry.program.layout == "follow_input")
 
@@ -48,11 +48,11 @@ def chain(x: Tensor, sources: list[Tensor], slot: Tensor | None, program: list[i
 def chain_cached(x: Tensor, slot: Tensor) -> Tensor:
     """``mobilenet_ext::chain_cached`` on a GPU."""
     from mobilenet_ext.backends.gpu import runtime, slots
-    from mobilenet_ext.spec import BlockSpec
+    from mobilenet_ext.spec import LinearSpec
 
     entry = slots.trusted(int(slot))
     items = entry.program.chain
-    check(x, entry.stamp.tensors, items[0].in_channels if isinstance(items[0], BlockSpec) else items[0].in_features)
+    check(x, entry.stamp.tensors, items[0].in_features if isinstance(items[0], LinearSpec) else items[0].in_channels)
     entry.pinned = entry.pinned or runtime.runtime.capturing(x)
     return _run(entry.for_dtype(x.dtype), x, entry.program.layout == "follow_input")
 

@@ -24,7 +24,7 @@ from mobilenet_ext.backends.gpu.choices import Choices, shape_key
 from mobilenet_ext.backends.gpu.packing import PackedItem
 from mobilenet_ext.backends.gpu.plans import BASELINE, Candidate, candidates, run_aten
 from mobilenet_ext.backends.gpu.trial import Verdict, seconds_per_call, try_out
-from mobilenet_ext.spec import BlockSpec, LinearSpec
+from mobilenet_ext.spec import BlockSpec, ChainItem
 
 MODES = ("check", "trust", "off")
 
@@ -78,11 +78,15 @@ class Runtime:
             found = self.choices[device] = Choices(device)
         return found
 
-    def run_item(self, packed: PackedItem, x: Tensor) -> Tensor:
-        """One item on ``x``: (N, C, H, W), or (N, features) for a linear item."""
+    def run_item(self, packed: PackedItem, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        """One item on ``x``: (N, C, H, W), or (N, features) for a linear item.
+
+        ``shortcut`` is the input of the item before, for a block with ``residual_back``, which PyTorch runs.
+        """
         trust = mode()
-        if trust == "off" or isinstance(packed.item, LinearSpec) or x.numel() == 0:
-            return self._baseline(packed, x)
+        item = packed.item
+        if trust == "off" or not isinstance(item, BlockSpec) or item.residual_back or x.numel() == 0:
+            return self._count(BASELINE, run_aten(packed, x, shortcut))
         planar = x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last)
         key = shape_key(packed.item, x, planar)
         if self.capturing(x):
@@ -134,7 +138,7 @@ class Runtime:
         self.counters[name] += 1
         return y
 
-    def verdict_on(self, packed_item: BlockSpec | LinearSpec, x: Tensor) -> Verdict | None:
+    def verdict_on(self, packed_item: ChainItem, x: Tensor) -> Verdict | None:
         """The last verdict on an item for an image like ``x``, for reports."""
         planar = x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last)
         return self.last.get(shape_key(packed_item, x, planar))
@@ -150,9 +154,12 @@ def _named(found: list[Candidate], name: str) -> Candidate | None:
 def run_packed(packed: list[PackedItem], x: Tensor, follow_input: bool) -> Tensor:
     """A packed chain on ``x`` (N, C, H, W) of its dtype and device; the result lies as the CPU's kernels lay it out."""
     planar = follow_input and (x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last))
-    y = x
-    for item in packed:
-        y = runtime.run_item(item, y)
+    y = before = x
+    for packed_item in packed:
+        entry = y
+        item = packed_item.item
+        y = runtime.run_item(packed_item, y, before if isinstance(item, BlockSpec) and item.residual_back else None)
+        before = entry
     if y.dim() == 4:
         y = y.contiguous() if planar else y.contiguous(memory_format=torch.channels_last)
         if y.numel() and 1 in y.shape:

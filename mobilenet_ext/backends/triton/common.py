@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mobilenet_ext.spec import ACTIVATIONS
+from mobilenet_ext.spec import ACTIVATIONS, CLAMPS
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)  # TRITON_INTERPRET=1 when the kernels were imported
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -60,9 +60,9 @@ def precision(dtype: torch.dtype) -> str:
 
 
 def code(activation: str) -> int:
-    """The kernels' ACT; ValueError for a name that is not in ``spec.ACTIVATIONS``."""
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation is {activation!r}; allowed: {', '.join(ACTIVATIONS)}")
+    """The kernels' ACT; ValueError for a name that is not in ``spec.CLAMPS``."""
+    if activation not in CLAMPS:
+        raise ValueError(f"activation is {activation!r}; allowed: {', '.join(CLAMPS)}")
     return ACTIVATIONS[activation]
 
 

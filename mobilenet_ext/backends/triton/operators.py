@@ -18,9 +18,9 @@ from mobilenet_ext.backends.triton import depthwise_backward as _backward
 from mobilenet_ext.backends.triton import pointwise as _pointwise
 from mobilenet_ext.backends.triton.block import Stage
 from mobilenet_ext.backends.triton.common import Geometry
-from mobilenet_ext.spec import ACTIVATIONS
+from mobilenet_ext.spec import CLAMPS
 
-_NAMES = list(ACTIVATIONS)  # activations travel as their codes
+_NAMES = list(CLAMPS)  # activations travel as their codes
 _op = torch.library.triton_op
 
 
