@@ -93,13 +93,16 @@ def _backward_stage(stage: _Stage, grad: Tensor) -> tuple[Tensor, dict[str, Tens
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, list[Tensor | None], None, None, None]:
     # The forward computed in fp32 whatever autocast says; so must what recomputes it.
-    with torch.autocast("cpu", enabled=False):
+    with torch.autocast(grad.device.type, enabled=False):
         return _backward_fp32(ctx, grad)
 
 
 def _backward_fp32(ctx: Any, grad: Tensor) -> tuple[Tensor | None, list[Tensor | None], None, None, None]:
     bump_epoch()  # whoever called backward may now write to parameters in ways that leave no trace
     x, *sources = ctx.saved_tensors
+    dtype = x.dtype
+    if (wide := torch.promote_types(dtype, sources[0].dtype)) != dtype:  # autocast on a GPU: half image, fp32 weights
+        x, grad = x.to(wide), grad.to(wide)
     program = decode(ctx.program, ctx.constants)
     done: list[_Item] = []
     before = x
@@ -118,7 +121,7 @@ def _backward_fp32(ctx: Any, grad: Tensor) -> tuple[Tensor | None, list[Tensor |
         if isinstance(forward.item, BlockSpec) and forward.item.residual_back:
             pending = passed
         result = ours + result
-    return grad, result, None, None, None
+    return grad.to(dtype), result, None, None, None
 
 
 @dataclass

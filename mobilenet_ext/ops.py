@@ -8,6 +8,7 @@ dtypes and devices raise.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
 
 import torch
 from torch import Tensor
@@ -46,6 +47,7 @@ def _fake_chain(
 torch.library.register_fake("mobilenet_ext::chain", _fake_chain)
 torch.library.register_fake("mobilenet_ext::chain_grad", _fake_chain)
 _autograd.register()
+import_module("mobilenet_ext.backends.gpu.register")  # the chain operators for CUDA tensors
 
 
 def _pair(name: str, value: IntPair, lowest: int) -> tuple[int, int]:

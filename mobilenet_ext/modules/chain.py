@@ -21,12 +21,13 @@ from mobilenet_ext.freshness import (
     Slot,
     Stamp,
     current_epoch,
+    distrust,
     hidden_change,
     is_fresh,
     take_stamp,
     watch_optimizers,
 )
-from mobilenet_ext.modules.bound import PLAIN_TENSORS, Bound, is_supported
+from mobilenet_ext.modules.bound import PLAIN_TENSORS, Bound, is_supported, is_supported_on_gpu
 from mobilenet_ext.modules.structure import Snapshot, global_hook_reason, mode_reason
 from mobilenet_ext.modules.switch import switch
 from mobilenet_ext.modules.traced import run_traced, trace_key
@@ -130,11 +131,11 @@ class FusedChain:
             where = f"{source.path}.{source.name}".lstrip(".")
             if tensor is None:
                 return f"{where} is neither a parameter nor a buffer any more"
-            if not is_supported(tensor):
+            if not is_supported(tensor) and not (tensor.is_cuda and is_supported_on_gpu(tensor, tensor)):
                 kind = type(tensor).__name__
                 return (
                     f"{where} is a {kind} of {tensor.dtype} and {tensor.layout} on {tensor.device}; "
-                    "kernels exist for dense float32 tensors on the CPU"
+                    "kernels exist for dense tensors, float32 on the CPU, float32, float16 and bfloat16 on GPUs"
                 )
         return None
 
@@ -144,10 +145,10 @@ class FusedChain:
         An input that no kernel takes (rank, dtype, device, channels) also gives None, so that the plain modules
         answer it with the result or the error that their user knows.
         """
-        if self.no_kernel is not None:
-            return None
         if is_compiling():
             return run_traced(self, module, x)
+        if self.no_kernel is not None and not (isinstance(x, Tensor) and x.is_cuda):
+            return None
         if (
             type(x) not in PLAIN_TENSORS
             or switch.depth
@@ -157,8 +158,10 @@ class FusedChain:
         ):
             return None
         shape = x.shape
-        if len(shape) != 4 or shape[1] != self.in_channels or not x.is_cpu or x.layout is not torch.strided:
+        if len(shape) != 4 or shape[1] != self.in_channels or x.layout is not torch.strided:
             return None
+        if not x.is_cpu:
+            return self._run_on_gpu(module, x) if x.is_cuda else None
         if _is_autocast_enabled("cpu"):
             if x.dtype not in _AUTOCAST_INPUTS:
                 return None
@@ -167,6 +170,19 @@ class FusedChain:
         if x.dtype is not torch.float32:
             return None
         self.last_shape = shape
+        return self._run_eager(module, x)
+
+    def _run_on_gpu(self, module: nn.Module, x: Tensor) -> Tensor | None:
+        """Under autocast the image takes the autocast dtype, as the inputs of autocast's convolutions do."""
+        if _is_autocast_enabled("cuda"):
+            if x.dtype not in _AUTOCAST_INPUTS:
+                return None
+            dtype = self.autocast_dtype(x)
+            y = self._run_eager(module, x.to(torch.get_autocast_dtype("cuda")))
+            return y if y is None else y.to(dtype)
+        if x.dtype not in _AUTOCAST_INPUTS:
+            return None
+        self.last_shape = x.shape
         return self._run_eager(module, x)
 
     def _run_eager(self, module: nn.Module, x: Tensor) -> Tensor | None:
@@ -193,20 +209,23 @@ class FusedChain:
     def _run_checked(self, module: nn.Module, x: Tensor) -> Tensor | None:
         """Inspect everything, then pass all sources, which repacks what is stale."""
         previous, self.stamp = self.stamp, None
-        tensors = self._inspect(module)
+        tensors = self._inspect(module, x)
         if tensors is None:
             return None
         # The stamp comes before the call: an edit made meanwhile is then seen by the next call.
         stamp = take_stamp(tensors)
         if previous is None or hidden_change(previous, stamp):
-            native.bump_epoch()
+            if x.is_cpu:
+                native.bump_epoch()
+            else:
+                distrust(self.slot.id)
         grad = _is_grad_enabled() and (x.requires_grad or any(map(_requires_grad, tensors)))
         op = _ops.chain_grad.default if grad else _ops.chain.default
         y = op(x, tensors, self.slot.tensor, self.program, self.constants)
         self.stamp = stamp
         return y
 
-    def _inspect(self, module: nn.Module) -> list[Tensor] | None:
+    def _inspect(self, module: nn.Module, x: Tensor) -> list[Tensor] | None:
         """The sources if the fused path may run, else None; the same verdict as :meth:`reason`, without words."""
         bound = self.bound
         try:
@@ -221,9 +240,13 @@ class FusedChain:
         epoch = current_epoch()
         if bound.epoch is not epoch:
             bound.holds, bound.epoch = self.snapshot.holds((module, *bound.structure.modules)), epoch
-        return tensors if bound.holds and all(map(is_supported, tensors)) else None
+        if not bound.holds:
+            return None
+        if x.is_cpu:
+            return tensors if all(map(is_supported, tensors)) else None
+        return tensors if all(is_supported_on_gpu(tensor, x) for tensor in tensors) else None
 
     def autocast_dtype(self, x: Tensor) -> torch.dtype:
         """The dtype that the plain modules return: a shortcut from a wider input widens the sum."""
-        dtype = torch.get_autocast_dtype("cpu")
+        dtype = torch.get_autocast_dtype(x.device.type)
         return torch.promote_types(dtype, x.dtype) if self._only_residual else dtype

@@ -55,7 +55,9 @@ def _lookup(module: nn.Module | None, path: str) -> nn.Module | None:
 
 def run_traced(chain: FusedChain, module: nn.Module, x: Any) -> Tensor | None:
     """The operator call for ``x`` (N, C, H, W), or None when the plain modules have to be traced."""
-    if switch.depth or not isinstance(x, Tensor) or x.dim() != 4 or x.device.type != "cpu":
+    if switch.depth or not isinstance(x, Tensor) or x.dim() != 4 or x.device.type not in ("cpu", "cuda"):
+        return None
+    if x.device.type == "cpu" and chain.no_kernel is not None:
         return None
     if x.shape[1] != chain.in_channels or x.layout != torch.strided:
         return None
@@ -72,16 +74,20 @@ def run_traced(chain: FusedChain, module: nn.Module, x: Any) -> Tensor | None:
             return None
     tensors: list[Any] = [getattr(_lookup(module, path), name, None) for path, name in _pairs(sources)]
     for tensor in tensors:
-        if tensor is None or (tensor.is_floating_point() and tensor.dtype != torch.float32):
+        if tensor is None:
             return None
     dtype = None
-    if torch.is_autocast_enabled("cpu"):
+    on_cpu = x.device.type == "cpu"
+    if torch.is_autocast_enabled(x.device.type):
         if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
             return None
         dtype = chain.autocast_dtype(x)
-        x = x.float()
-    elif x.dtype != torch.float32:
+        x = x.float() if on_cpu else x.to(torch.get_autocast_dtype("cuda"))
+    elif x.dtype not in ((torch.float32,) if on_cpu else (torch.float32, torch.bfloat16, torch.float16)):
         return None
+    for tensor in tensors:
+        if tensor.device != x.device or (tensor.is_floating_point() and tensor.dtype not in (x.dtype, torch.float32)):
+            return None
     slot = None if is_exporting() else chain.graph_slot.tensor
     grad = torch.is_grad_enabled() and (x.requires_grad or any(t.requires_grad for t in tensors))
     op = _ops.chain_grad.default if grad else _ops.chain.default
