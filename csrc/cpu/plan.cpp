@@ -116,7 +116,7 @@ ItemPlan plan_item(const PackedItem& item, const ItemShape& shape, const IsaTabl
   }
   const Geometry& g = depthwise->desc.geometry;
   plan.ring_rows = ring_rows(g, 1);
-  const size_t half = caches.l2 / 2 / sizeof(float), quarter = caches.l2 / 2 / sizeof(float);
+  const size_t half = caches.l2 / 2 / sizeof(float);
   if (item.desc.squeezed()) return plan_squeezed(item, shape, isa, caches, threads, plan);
   while (plan.column_parts < shape.out_w && ring_floats(item, shape, isa, plan) > half) ++plan.column_parts;
   if (plan.column_parts == 1) {
@@ -125,19 +125,17 @@ ItemPlan plan_item(const PackedItem& item, const ItemShape& shape, const IsaTabl
       ItemPlan more = plan;
       ++more.rows_per_step;
       more.ring_rows = ring_rows(g, more.rows_per_step);
-      if (ring_floats(item, shape, isa, more) > quarter) break;
+      if (ring_floats(item, shape, isa, more) > half) break;
       plan = more;
     }
   }
   if (plan.column_parts > 1 || !item.find(Role::kProject)) return plan;
-  const size_t hidden_image = static_cast<size_t>(item.find(Role::kDepthwise)->desc.out) * shape.out_h * shape.out_w;
-  // Row by row the weights pass once for every few rows. Where they are larger than the cache and the image is not,
-  // the hidden channels go by instead, each weight once. Bands of fewer than four rows spend too much on their seams.
-  const bool stream = false;
-  if (!stream && (threads == 1 || shape.out_h >= 4 * threads)) return plan;
+  // Bands of fewer than four rows spend too much on their seams.
+  if (threads == 1 || shape.out_h >= 4 * threads) return plan;
   plan.split = Split::kHidden;
   plan.rows_per_step = shape.out_h;
   plan.ring_rows = std::min(ring_rows(g, plan.rows_per_step), shape.depthwise.h);
+  // Few hidden channels at a time: their ring stays in the first cache.
   const size_t ring = ring_floats(item, shape, isa, plan) / hidden_units(item, isa);
   plan.hidden_panels = std::max(1, static_cast<int>(caches.l1d / 2 / sizeof(float) / std::max<size_t>(1, ring)));
   return plan;

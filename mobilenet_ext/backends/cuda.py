@@ -19,7 +19,6 @@ from mobilenet_ext.spec import ACTIVATIONS, BlockSpec, ChainItem, ConvSpec
 name = "cuda"
 description = "CUDA C++ kernels in fp32, fp16 and bf16 for NVIDIA GPUs"
 LIBRARY = Path(__file__).parent.parent / "libmobilenet_ext_cuda.so"
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 OLDEST_CAPABILITY = (8, 0)
 LARGEST_OUTPUT = 320  # channels of a whole block: its sums stay in registers
 
@@ -66,16 +65,8 @@ def unsupported(spec: ChainItem, device: torch.device, dtype: torch.dtype) -> st
     """Why the CUDA kernels cannot run ``spec``, or None."""
     from mobilenet_ext.backends.gpu import limits
 
-    if device.type != "cuda":
-        return f"the tensors are on {device}; the CUDA kernels need cuda"
-    if (reason := installed()) is not None:
+    if (reason := limits.tensors_reason("CUDA", device, dtype, installed, device_reason)) is not None:
         return reason
-    if not torch.cuda.is_available():
-        return limits.no_device()
-    if (reason := device_reason(device.index or 0)) is not None:
-        return reason
-    if dtype not in DTYPES:
-        return f"the dtype is {dtype}; the CUDA kernels need float32, float16 or bfloat16"
     if not isinstance(spec, BlockSpec) or spec.depthwise is None:
         return "the CUDA kernels are for depthwise stages and whole inverted residuals"
     return limits.unsupported(spec) or depthwise_reason(spec.depthwise)

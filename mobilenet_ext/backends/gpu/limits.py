@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from mobilenet_ext.spec import CLAMPS, BlockSpec, ChainItem, ConvSpec
@@ -39,6 +41,30 @@ def stage_reason(spec: ConvSpec) -> str | None:
         return None
     if not is_matrix_product(spec):
         return f"dense {spec.kernel[0]}x{spec.kernel[1]} convolutions with stride or padding are left to PyTorch"
+    return None
+
+
+def tensors_reason(
+    label: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    installed: Callable[[], str | None],
+    device_reason: Callable[[int], str | None],
+) -> str | None:
+    """Why the ``label`` kernels do not take tensors of this device and dtype here, or None.
+
+    ``installed()`` and ``device_reason(index)`` say what is missing on this machine and on one GPU, or None.
+    """
+    if device.type != "cuda":
+        return f"the tensors are on {device}; the {label} kernels need cuda"
+    if (reason := installed()) is not None:
+        return reason
+    if not torch.cuda.is_available():
+        return no_device()
+    if (reason := device_reason(device.index or 0)) is not None:
+        return reason
+    if dtype not in DTYPES:
+        return f"the dtype is {dtype}; the {label} kernels need float32, float16 or bfloat16"
     return None
 
 

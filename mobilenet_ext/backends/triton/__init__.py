@@ -14,7 +14,6 @@ from mobilenet_ext.spec import ChainItem
 
 name = "triton"
 description = "Triton kernels in fp32, fp16 and bf16 for NVIDIA and AMD GPUs"
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 OLDEST_CAPABILITY = (8, 0)
 
 
@@ -46,14 +45,5 @@ def unsupported(spec: ChainItem, device: torch.device, dtype: torch.dtype) -> st
     """Why Triton kernels cannot run ``spec``, or None."""
     from mobilenet_ext.backends.gpu import limits
 
-    if device.type != "cuda":
-        return f"the tensors are on {device}; the Triton kernels need cuda"
-    if (reason := installed()) is not None:
-        return reason
-    if not torch.cuda.is_available():
-        return limits.no_device()
-    if (reason := device_reason(device.index or 0)) is not None:
-        return reason
-    if dtype not in DTYPES:
-        return f"the dtype is {dtype}; the Triton kernels need float32, float16 or bfloat16"
-    return limits.unsupported(spec)
+    reason = limits.tensors_reason("Triton", device, dtype, installed, device_reason)
+    return limits.unsupported(spec) if reason is None else reason
