@@ -34,6 +34,12 @@ struct Full {
   static ALWAYS_INLINE void accumulate(T& c, T a, T b) { asm("vfmadd231ps %2, %1, %0" : "+x"(c) : "x"(a), "x"(b)); }
   static ALWAYS_INLINE T fma(T a, T b, T c) { return _mm256_fmadd_ps(a, b, c); }
   static ALWAYS_INLINE T add(T a, T b) { return _mm256_add_ps(a, b); }
+  static ALWAYS_INLINE T sub(T a, T b) { return _mm256_sub_ps(a, b); }
+  static ALWAYS_INLINE T mul(T a, T b) { return _mm256_mul_ps(a, b); }
+  // g where lo < z < hi or z is NaN, else 0.
+  static ALWAYS_INLINE T keep(T g, T z, T lo, T hi) {
+    return _mm256_and_ps(_mm256_and_ps(g, _mm256_cmp_ps(z, lo, _CMP_NLE_UQ)), _mm256_cmp_ps(z, hi, _CMP_NGE_UQ));
+  }
   // The second operand is returned when either is NaN: the value stands second so that NaN survives.
   static ALWAYS_INLINE T clamp(T v, T lo, T hi) { return _mm256_min_ps(hi, _mm256_max_ps(lo, v)); }
 };

@@ -21,6 +21,13 @@ struct Full {
   static ALWAYS_INLINE void accumulate(T& c, T a, T b) { asm("vfmadd231ps %2, %1, %0" : "+v"(c) : "v"(a), "v"(b)); }
   static ALWAYS_INLINE T fma(T a, T b, T c) { return _mm512_fmadd_ps(a, b, c); }
   static ALWAYS_INLINE T add(T a, T b) { return _mm512_add_ps(a, b); }
+  static ALWAYS_INLINE T sub(T a, T b) { return _mm512_sub_ps(a, b); }
+  static ALWAYS_INLINE T mul(T a, T b) { return _mm512_mul_ps(a, b); }
+  // g where lo < z < hi or z is NaN, else 0.
+  static ALWAYS_INLINE T keep(T g, T z, T lo, T hi) {
+    const __mmask16 above = _mm512_cmp_ps_mask(z, lo, _CMP_NLE_UQ);
+    return _mm512_maskz_mov_ps(_mm512_mask_cmp_ps_mask(above, z, hi, _CMP_NGE_UQ), g);
+  }
   // The second operand is returned when either is NaN: the value stands second so that NaN survives.
   static ALWAYS_INLINE T clamp(T v, T lo, T hi) { return _mm512_min_ps(hi, _mm512_max_ps(lo, v)); }
 };

@@ -25,6 +25,13 @@ struct Full {
   static ALWAYS_INLINE void accumulate(T& c, T a, T b) { asm("fmla %0.4s, %1.4s, %2.4s" : "+w"(c) : "w"(a), "w"(b)); }
   static ALWAYS_INLINE T fma(T a, T b, T c) { return vfmaq_f32(c, a, b); }
   static ALWAYS_INLINE T add(T a, T b) { return vaddq_f32(a, b); }
+  static ALWAYS_INLINE T sub(T a, T b) { return vsubq_f32(a, b); }
+  static ALWAYS_INLINE T mul(T a, T b) { return vmulq_f32(a, b); }
+  // g where lo < z < hi or z is NaN, else 0.
+  static ALWAYS_INLINE T keep(T g, T z, T lo, T hi) {
+    const uint32x4_t drop = vorrq_u32(vcleq_f32(z, lo), vcgeq_f32(z, hi));
+    return vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(g), drop));
+  }
   // FMIN and FMAX propagate NaN; the "nm" forms would not.
   static ALWAYS_INLINE T clamp(T v, T lo, T hi) { return vminq_f32(hi, vmaxq_f32(lo, v)); }
 };

@@ -14,6 +14,10 @@ struct Full {
   static ALWAYS_INLINE void accumulate(T& c, T a, T b) { c = __builtin_fmaf(a, b, c); }
   static ALWAYS_INLINE T fma(T a, T b, T c) { return __builtin_fmaf(a, b, c); }
   static ALWAYS_INLINE T add(T a, T b) { return a + b; }
+  static ALWAYS_INLINE T sub(T a, T b) { return a - b; }
+  static ALWAYS_INLINE T mul(T a, T b) { return a * b; }
+  // g where lo < z < hi or z is NaN, else 0.
+  static ALWAYS_INLINE T keep(T g, T z, T lo, T hi) { return z <= lo || z >= hi ? 0.0f : g; }
   // Written so that a NaN fails both comparisons and survives.
   static ALWAYS_INLINE T clamp(T v, T lo, T hi) {
     v = v < lo ? lo : v;
