@@ -10,6 +10,16 @@ STABLE_TORCH_LIBRARY(mobilenet_ext, m) {
   m.def(
       "act_gradient(Tensor g, Tensor x, Tensor scale, Tensor shift, float lo, float hi, Tensor a, Tensor? b, "
       "Tensor? c, Tensor? center) -> Tensor");
+  // One block. `batch` says of each stage whether its BatchNorm takes the batch's statistics. Gives y, the results of
+  // the depthwise and of the last convolution, and the statistics (mean, variance, unbiased variance) of those stages,
+  // each empty where the backward makes it again or there is none. Implemented in mobilenet_ext/training.
+  m.def(
+      "train_block(Tensor x, Tensor[] sources, Tensor? slot, int[] program, float[] constants, int[] batch) -> "
+      "(Tensor, Tensor, Tensor, Tensor)");
+  // Gradients of x and of every source, empty where `needs` (x first) says 0.
+  m.def(
+      "train_block_backward(Tensor g, Tensor x, Tensor v, Tensor p, Tensor stats, Tensor[] sources, int[] program, "
+      "float[] constants, int[] batch, int[] needs) -> Tensor[]");
   // Images are (N, C, H, W), channels_last. `geometry`: kernel, stride, dilation, padding top and left, output size.
   m.def(
       "depthwise_forward(Tensor x, Tensor weight, Tensor? bias, Tensor? scale, Tensor? shift, float lo, float hi, "

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from . import autograd as _autograd
 from ._library import native as _native
+from .training import op as _training
 from .spec import ACTIVATIONS, BlockSpec, ConvSpec, Padding, Program, decode, encode, source_names
 
 IntPair = int | Sequence[int]
@@ -46,6 +47,7 @@ def _fake_chain(
 torch.library.register_fake("mobilenet_ext::chain", _fake_chain)
 torch.library.register_fake("mobilenet_ext::chain_grad", _fake_chain)
 _autograd.register()
+_training.register()
 
 
 def _pair(name: str, value: IntPair, lowest: int) -> tuple[int, int]:

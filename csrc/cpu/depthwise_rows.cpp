@@ -62,7 +62,7 @@ void InputReader::need(int oy, int* ky_begin, int* ky_end, const float** pointer
   const int first = oy * s_.sh - s_.top;
   *ky_begin = std::min(s_.kh, std::max(0, ceil_div(-first, s_.dh)));
   *ky_end = std::max(*ky_begin, std::min(s_.kh, floor_div(s_.h - 1 - first, s_.dh) + 1));
-  next_ = std::max(next_, first + *ky_begin * s_.dh);
+  next_ = std::max({next_, first, 0});  // with a dilation later rows need what this one steps over
   for (const int end = first + (*ky_end - 1) * s_.dh + 1; next_ < end; ++next_) {
     args_.x = image_ + static_cast<ptrdiff_t>(next_) * s_.w * s_.channels;
     args_.out = rows_.row(next_);

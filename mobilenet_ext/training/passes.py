@@ -1,0 +1,179 @@
+"""The pieces of a training step on channels_last memory: native kernels for float32, plain operators for float64.
+
+A *matrix* is a contiguous (pixels, channels) tensor, the memory of a channels_last image.  Vectors hold one value per
+channel.  Statistics and sums are float64 whatever the dtype.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_ops = torch.ops.mobilenet_ext
+_INFINITY = float("inf")
+BOUNDS = {"none": (-_INFINITY, _INFINITY), "relu": (0.0, _INFINITY), "relu6": (0.0, 6.0)}
+
+
+class Affine(NamedTuple):
+    """What stands between two convolutions: z = x * scale + shift, then an activation with these bounds."""
+
+    scale: Tensor
+    shift: Tensor
+    lo: float
+    hi: float
+
+
+class Coefficients(NamedTuple):
+    """gradient of x = a * g' + b * (x - center) + c, where g' is the gradient behind the activation's mask."""
+
+    a: Tensor
+    b: Tensor | None
+    c: Tensor | None
+    center: Tensor
+
+
+def matrix(image: Tensor) -> Tensor:
+    """The memory of a channels_last image as a matrix."""
+    return image.permute(0, 2, 3, 1).reshape(-1, image.shape[1])
+
+
+def image_of(rows: Tensor, n: int, height: int, width: int) -> Tensor:
+    """The inverse of :func:`matrix`."""
+    return rows.view(n, height, width, rows.shape[1]).permute(0, 3, 1, 2)
+
+
+def _native(x: Tensor) -> bool:
+    return x.dtype == torch.float32
+
+
+def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and population variance of every column of a matrix."""
+    if _native(x):
+        mean, var = _ops.column_moments(x)
+        return mean, var
+    return x.mean(0).double(), x.var(0, unbiased=False).double()
+
+
+def merge(first: tuple[int, Tensor, Tensor], second: tuple[int, Tensor, Tensor]) -> tuple[int, Tensor, Tensor]:
+    """(count, mean, variance) of two sets of rows together (Chan, Golub and LeVeque 1979)."""
+    n, m = first[0], second[0]
+    delta = second[1] - first[1]
+    mean = first[1] + delta * (m / (n + m))
+    var = (first[2] * n + second[2] * m + delta * delta * (n * m / (n + m))) / (n + m)
+    return n + m, mean, var
+
+
+def _masked(g: Tensor, x: Tensor, act: Affine) -> Tensor:
+    z = x * act.scale + act.shift
+    return torch.where((z <= act.lo) | (z >= act.hi), torch.zeros_like(g), g)
+
+
+def apply(x: Tensor, act: Affine, residual: Tensor | None = None) -> Tensor:
+    """clamp(x * scale + shift, lo, hi), plus ``residual``; matrices."""
+    if _native(x):
+        return _ops.affine_act(x, act.scale, act.shift, residual, act.lo, act.hi)
+    y = (x * act.scale + act.shift).clamp(act.lo, act.hi)
+    return y if residual is None else y + residual
+
+
+def reduce(g: Tensor, x: Tensor, act: Affine, center: Tensor) -> Tensor:
+    """(2, channels): the sums of g' and of g' * (x - center)."""
+    if _native(x):
+        return _ops.act_reduce(g, x, act.scale, act.shift, center, act.lo, act.hi)
+    masked = _masked(g, x, act)
+    return torch.stack([masked.sum(0), (masked * (x - center)).sum(0)]).double()
+
+
+def gradient(g: Tensor, x: Tensor, act: Affine, k: Coefficients) -> Tensor:
+    """The gradient of ``x``, a matrix."""
+    if _native(x):
+        return _ops.act_gradient(g, x, act.scale, act.shift, act.lo, act.hi, k.a, k.b, k.c, k.center)
+    y = _masked(g, x, act) * k.a
+    return y if k.b is None or k.c is None else y + (x - k.center) * k.b + k.c
+
+
+class Geometry(NamedTuple):
+    """A depthwise convolution of one size: paddings are top, bottom, left, right; ``out`` is (height, width)."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    dilation: tuple[int, int]
+    padding: tuple[int, int, int, int]
+    out: tuple[int, int]
+
+    def encoded(self) -> list[int]:
+        return [*self.kernel, *self.stride, *self.dilation, self.padding[0], self.padding[2], *self.out]
+
+
+def depthwise(
+    x: Tensor, weight: Tensor, bias: Tensor | None, before: Affine | None, geometry: Geometry, wants_moments: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The depthwise convolution of ``before(x)``, channels_last images, and its moments (empty if not wanted)."""
+    if _native(x):
+        scale, shift, lo, hi = before or (None, None, 0.0, 0.0)
+        y, mean, var = _ops.depthwise_forward(
+            x, weight, bias, scale, shift, lo, hi, geometry.encoded(), wants_moments
+        )
+        return y, mean, var
+    value = x if before is None else image_of(apply(matrix(x), before), x.shape[0], x.shape[2], x.shape[3])
+    y = _convolve(value, weight, bias, geometry).contiguous(memory_format=torch.channels_last)
+    mean, var = moments(matrix(y)) if wants_moments else (y.new_empty(0), y.new_empty(0))
+    return y, mean, var
+
+
+def depthwise_gradient(
+    g: Tensor,
+    y: Tensor | None,
+    after: Affine | None,
+    coefficients: Coefficients | None,
+    x: Tensor,
+    weight: Tensor,
+    before: Affine | None,
+    center: Tensor | None,
+    geometry: Geometry,
+    need_dx: bool,
+    need_weight: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of a depthwise convolution of ``before(x)``: dx, that of the weight, and sums as :func:`reduce` gives.
+
+    With ``y``, the convolution's result, ``g`` is the gradient behind ``after`` and becomes that of ``y`` by
+    ``coefficients``.  With ``before`` dx stops at its mask: the sums are over it and ``x - center``.
+    """
+    if _native(x):
+        scale, shift, lo, hi = before or (None, None, 0.0, 0.0)
+        tensors: list[Tensor] = []
+        bounds: list[float] = []
+        if y is not None and after is not None and coefficients is not None:
+            tensors = [after.scale, after.shift, coefficients.a]
+            if coefficients.b is not None and coefficients.c is not None:
+                tensors += [coefficients.b, coefficients.c, coefficients.center]
+            bounds = [after.lo, after.hi]
+        dx, dw, sums = _ops.depthwise_backward(
+            g, y, tensors, bounds, x, weight, scale, shift, center, lo, hi, geometry.encoded(), need_dx, need_weight
+        )
+        return dx, dw, sums
+    n, _, height, width = x.shape
+    if y is not None and after is not None and coefficients is not None:
+        g = image_of(gradient(matrix(g), matrix(y), after, coefficients), n, *geometry.out)
+    value = x if before is None else image_of(apply(matrix(x), before), n, height, width)
+    top, bottom, left, right = geometry.padding
+    padded = F.pad(value, (left, right, top, bottom))
+    dx, dw, _ = torch.ops.aten.convolution_backward(
+        g, padded, weight, None, geometry.stride, (0, 0), geometry.dilation, False, (0, 0), x.shape[1],
+        (True, True, False),
+    )  # fmt: skip
+    dx = dx[:, :, top : top + height, left : left + width].contiguous(memory_format=torch.channels_last)
+    sums = x.new_empty((2, 0), dtype=torch.float64)
+    if before is not None and center is not None:
+        sums = reduce(matrix(dx), matrix(x), before, center)
+        dx = image_of(_masked(matrix(dx), matrix(x), before), n, height, width)
+    return dx, dw, sums
+
+
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    top, bottom, left, right = geometry.padding
+    x = F.pad(x, (left, right, top, bottom))
+    return F.conv2d(x, weight, bias, geometry.stride, 0, geometry.dilation, weight.shape[0])
