@@ -20,7 +20,9 @@ from mobilenet_ext.modules.switch import switch
 _Model = TypeVar("_Model", bound=nn.Module)
 
 
-def fuse(model: _Model, inplace: bool = False, preserve_format: bool = False) -> _Model:
+def fuse(
+    model: _Model, inplace: bool = False, preserve_format: bool = False, training: bool = True
+) -> _Model:
     """``model`` with every supported block, run of blocks and known whole network on fused kernels.
 
     ``inplace=False`` leaves ``model`` alone and returns a copy; ``inplace=True`` keeps the very Parameter objects,
@@ -29,7 +31,8 @@ def fuse(model: _Model, inplace: bool = False, preserve_format: bool = False) ->
     ``fusion_report`` says why.  A model that is fused already is matched again.
 
     Fused modules return channels_last; with ``preserve_format=True`` each returns its input's memory format.
-    TypeError if ``model`` is no ``torch.nn.Module``.
+    With ``training=False`` blocks in training mode run as plain PyTorch.  TypeError if ``model`` is no
+    ``torch.nn.Module``.
     """
     _require_module(model)
     if not inplace:
@@ -37,12 +40,14 @@ def fuse(model: _Model, inplace: bool = False, preserve_format: bool = False) ->
     for module in model.modules():
         swap_out(module)
     # Everything is matched before anything is swapped, because matchers read plain classes.
-    for module, state, method in list(_plan(model, preserve_format, set())):
+    for module, state, method in list(_plan(model, preserve_format, training, set())):
         swap_in(module, state, method)
     return model
 
 
-def _plan(module: nn.Module, follow_input: bool, seen: set[int]) -> Iterator[tuple[nn.Module, FusedChain | Runs, str]]:
+def _plan(
+    module: nn.Module, follow_input: bool, training: bool, seen: set[int]
+) -> Iterator[tuple[nn.Module, FusedChain | Runs, str]]:
     """What to swap at and below ``module``.  Whole models and runs also have their parts swapped, for when they fall
     back; a block's own parts stay plain."""
     if id(module) in seen:
@@ -50,15 +55,15 @@ def _plan(module: nn.Module, follow_input: bool, seen: set[int]) -> Iterator[tup
     seen.add(id(module))
     match = match_module(module)
     if isinstance(match, Match):
-        yield module, FusedChain(module, match, follow_input), match.method
+        yield module, FusedChain(module, match, follow_input, training), match.method
         if match.level == "block":
             return
     elif isinstance(module, nn.Sequential):
-        runs = find_runs(module, follow_input)
+        runs = find_runs(module, follow_input, training)
         if runs is not None:
             yield module, runs, RUNS
     for child in module.children():
-        yield from _plan(child, follow_input, seen)
+        yield from _plan(child, follow_input, training, seen)
 
 
 def unfuse(model: _Model, inplace: bool = False) -> _Model:

@@ -6,6 +6,7 @@ Gradients are those of the first order; a second differentiation raises.  Under 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -158,9 +159,20 @@ def _fake_backward(
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     result = [dx if needs[0] else x.new_empty(0)]
     for source, needed in zip(sources, needs[1:], strict=True):
-        is_float = source.is_floating_point()
-        result.append(x.new_empty(source.shape if needed and is_float else (0,)))
+        result.append(x.new_empty(source.shape if needed else (0,)))
     return result
+
+
+@lru_cache(maxsize=1024)
+def _kept(program: tuple[int, ...], constants: tuple[float, ...], batch: tuple[int, ...]) -> list[bool]:
+    """Which sources the backward reads."""
+    (block,) = decode(program, constants).chain
+    assert isinstance(block, BlockSpec)
+    kept: list[bool] = []
+    for (_, spec), is_batch in zip(block.stages(), batch, strict=True):
+        unread = ("num_batches_tracked", "running_mean", "running_var")[: 3 if is_batch else 1]
+        kept += [name not in unread for name in spec.sources]
+    return kept
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -169,13 +181,17 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     ctx.mark_non_differentiable(v, p, stats)
     ctx.set_materialize_grads(False)
     ctx.needs = [int(x.requires_grad), *(int(s.requires_grad) for s in sources)]
-    ctx.save_for_backward(x, v, p, stats, *sources)
+    # Statistics that this step goes on to change are not what it computed with, and no backward reads them.
+    ctx.kept = _kept(tuple(ctx.program), tuple(ctx.constants), tuple(ctx.batch))
+    ctx.save_for_backward(x, v, p, stats, *(source for source, kept in zip(sources, ctx.kept, strict=True) if kept))
 
 
 def _autograd(ctx: Any, g: Tensor | None, *_: Any) -> tuple[Any, ...]:
     if g is None:
         return None, [None] * (len(ctx.needs) - 1), None, None, None, None
-    x, v, p, stats, *sources = ctx.saved_tensors
+    x, v, p, stats, *saved = ctx.saved_tensors
+    remaining = iter(saved)
+    sources = [next(remaining) if kept else stats for kept in ctx.kept]
     dx, *rest = _ops.train_block_backward(
         g.to(x.dtype), x, v, p, stats, sources, ctx.program, ctx.constants, ctx.batch, ctx.needs
     )
