@@ -2,14 +2,23 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(mobilenet_ext, m) {
+  // A chain of blocks on x (N, C, H, W). `program` and `constants` are a list of BlockSpecs as mobilenet_ext/spec.py
+  // encodes it; `sources` its tensors; `slot` names the packed weights to reuse while the sources are unchanged.
+  m.def("chain(Tensor x, Tensor[] sources, Tensor? slot, int[] program, float[] constants) -> Tensor");
+  // The same with the slot's packed weights as they are: the caller has checked that they are fresh.
+  m.def("chain_cached(Tensor x, Tensor slot) -> Tensor");
+  // The differentiable form of chain: same forward, the backward recomputes.
+  m.def("chain_grad(Tensor x, Tensor[] sources, Tensor? slot, int[] program, float[] constants) -> Tensor");
+
   // Training. Vectors hold one float32 per channel; moments and sums are float64. `lo` and `hi` are the bounds of an
-  // activation, infinite for none. Matrices are (pixels, channels), contiguous.
+  // activation, infinite for none. Matrices are (pixels, channels), contiguous. `out` is what is written.
   m.def("column_moments(Tensor x) -> (Tensor, Tensor)");  // mean and population variance
-  m.def("affine_act(Tensor x, Tensor scale, Tensor shift, Tensor? residual, float lo, float hi) -> Tensor");
+  m.def("affine_act(Tensor x, Tensor scale, Tensor shift, Tensor? residual, float lo, float hi, Tensor(a!) out) -> ()");
   m.def("act_reduce(Tensor g, Tensor x, Tensor scale, Tensor shift, Tensor? center, float lo, float hi) -> Tensor");
   m.def(
-      "act_gradient(Tensor g, Tensor x, Tensor scale, Tensor shift, float lo, float hi, Tensor a, Tensor? b, "
-      "Tensor? c, Tensor? center) -> Tensor");
+      "act_gradient(Tensor g, Tensor x, Tensor scale, Tensor shift, float lo, float hi, Tensor a, Tensor? b, Tensor? "
+      "c, "
+      "Tensor? center, Tensor(a!) out) -> ()");
   // One block. `batch` says of each stage whether its BatchNorm takes the batch's statistics. Gives y, the results of
   // the depthwise and of the last convolution, and the statistics (mean, variance, unbiased variance) of those stages,
   // each empty where the backward makes it again or there is none. Implemented in mobilenet_ext/training.
@@ -23,19 +32,13 @@ STABLE_TORCH_LIBRARY(mobilenet_ext, m) {
   // Images are (N, C, H, W), channels_last. `geometry`: kernel, stride, dilation, padding top and left, output size.
   m.def(
       "depthwise_forward(Tensor x, Tensor weight, Tensor? bias, Tensor? scale, Tensor? shift, float lo, float hi, "
-      "int[] geometry, bool moments) -> (Tensor, Tensor, Tensor)");
+      "int[] "
+      "geometry, bool moments, Tensor(a!) out) -> (Tensor, Tensor)");
   // `y` with `coefficients` (scale, shift, a, b, c, center; lo and hi in y_bounds) is what turns g into the gradient of
-  // the convolution's result; without it g is that gradient. Gives dx, the weight's gradient and the two sums.
+  // the convolution's result; without it g is that gradient. Gives the weight's gradient and the two sums; `out` is dx.
   m.def(
       "depthwise_backward(Tensor g, Tensor? y, Tensor[] coefficients, float[] y_bounds, Tensor x, Tensor weight, "
-      "Tensor? scale, Tensor? shift, Tensor? center, float lo, float hi, int[] geometry, bool need_dx, "
-      "bool need_weight) -> (Tensor, Tensor, Tensor)");
-
-  // A chain of blocks on x (N, C, H, W). `program` and `constants` are a list of BlockSpecs as mobilenet_ext/spec.py
-  // encodes it; `sources` its tensors; `slot` names the packed weights to reuse while the sources are unchanged.
-  m.def("chain(Tensor x, Tensor[] sources, Tensor? slot, int[] program, float[] constants) -> Tensor");
-  // The same with the slot's packed weights as they are: the caller has checked that they are fresh.
-  m.def("chain_cached(Tensor x, Tensor slot) -> Tensor");
-  // The differentiable form of chain: same forward, the backward recomputes.
-  m.def("chain_grad(Tensor x, Tensor[] sources, Tensor? slot, int[] program, float[] constants) -> Tensor");
+      "Tensor? "
+      "scale, Tensor? shift, Tensor? center, float lo, float hi, int[] geometry, bool need_weight, Tensor(a!)? out) -> "
+      "(Tensor, Tensor)");
 }

@@ -50,9 +50,7 @@ void check_same(const char* name, const Tensor& t, const Tensor& x) {
     STD_TORCH_CHECK(t.size(d) == x.size(d), name, " has shape ", shape_text(t), "; allowed: ", shape_text(x));
 }
 
-Tensor empty_matrix(const Tensor& x) {
-  return torch::stable::empty({x.size(0), x.size(1)}, ScalarType::Float, std::nullopt, x.device());
-}
+float* writable(const Tensor& out) { return static_cast<float*>(out.mutable_data_ptr()); }
 
 Tensor doubles(std::initializer_list<int64_t> shape, const Tensor& like) {
   return torch::stable::empty(shape, ScalarType::Double, std::nullopt, like.device());
@@ -89,18 +87,18 @@ std::tuple<Tensor, Tensor> column_moments(const Tensor& x) {
   return {mean, var};
 }
 
-Tensor affine_act(const Tensor& x, const Tensor& scale, const Tensor& shift, const MaybeTensor& residual, double lo,
-                  double hi) {
+void affine_act(const Tensor& x, const Tensor& scale, const Tensor& shift, const MaybeTensor& residual, double lo,
+                double hi, const Tensor& out) {
   Pass p = activated(x, scale, shift, lo, hi);
   if (residual) {
     check_matrix("residual", *residual);
     check_same("residual", *residual, x);
     p.r = floats(*residual);
   }
-  Tensor y = empty_matrix(x);
-  p.y = static_cast<float*>(y.mutable_data_ptr());
+  check_matrix("out", out);
+  check_same("out", out, x);
+  p.y = writable(out);
   run_apply(Kernels("apply").train, p, threads());
-  return y;
 }
 
 Tensor act_reduce(const Tensor& g, const Tensor& x, const Tensor& scale, const Tensor& shift, const MaybeTensor& center,
@@ -115,8 +113,9 @@ Tensor act_reduce(const Tensor& g, const Tensor& x, const Tensor& scale, const T
   return sums;
 }
 
-Tensor act_gradient(const Tensor& g, const Tensor& x, const Tensor& scale, const Tensor& shift, double lo, double hi,
-                    const Tensor& a, const MaybeTensor& b, const MaybeTensor& c, const MaybeTensor& center) {
+void act_gradient(const Tensor& g, const Tensor& x, const Tensor& scale, const Tensor& shift, double lo, double hi,
+                  const Tensor& a, const MaybeTensor& b, const MaybeTensor& c, const MaybeTensor& center,
+                  const Tensor& out) {
   Pass p = activated(x, scale, shift, lo, hi);
   check_matrix("g", g);
   check_same("g", g, x);
@@ -126,10 +125,10 @@ Tensor act_gradient(const Tensor& g, const Tensor& x, const Tensor& scale, const
   p.c = vector("c", c, p.channels);
   STD_TORCH_CHECK((p.b == nullptr) == (p.c == nullptr), "b and c must both be given or both be None");
   p.center = vector("center", center, p.channels);
-  Tensor y = empty_matrix(x);
-  p.y = static_cast<float*>(y.mutable_data_ptr());
+  check_matrix("out", out);
+  check_same("out", out, x);
+  p.y = writable(out);
   run_gradient(Kernels("gradient").train, p, threads());
-  return y;
 }
 
 void check_image(const char* name, const Tensor& t) {
@@ -168,38 +167,38 @@ Prologue prologue_of(const MaybeTensor& scale, const MaybeTensor& shift, double 
           static_cast<float>(hi)};
 }
 
-Tensor image(const Tensor& like, int64_t n, int64_t c, int64_t h, int64_t w) {
-  return torch::stable::empty({n, c, h, w}, ScalarType::Float, std::nullopt, like.device(), std::nullopt,
-                              MemoryFormat::ChannelsLast);
+void check_size(const char* name, const Tensor& t, int64_t n, int64_t c, int64_t h, int64_t w) {
+  check_image(name, t);
+  STD_TORCH_CHECK(t.size(0) == n && t.size(1) == c && t.size(2) == h && t.size(3) == w, name, " has shape ",
+                  shape_text(t), "; allowed: (", n, ", ", c, ", ", h, ", ", w, ")");
 }
 
-std::tuple<Tensor, Tensor, Tensor> depthwise_forward_op(const Tensor& x, const Tensor& weight, const MaybeTensor& bias,
-                                                        const MaybeTensor& scale, const MaybeTensor& shift, double lo,
-                                                        double hi, const std::vector<int64_t>& geometry, bool moments) {
+std::tuple<Tensor, Tensor> depthwise_forward_op(const Tensor& x, const Tensor& weight, const MaybeTensor& bias,
+                                                const MaybeTensor& scale, const MaybeTensor& shift, double lo,
+                                                double hi, const std::vector<int64_t>& geometry, bool moments,
+                                                const Tensor& out) {
   const DepthwiseShape s = shape_of(x, weight, geometry);
   const Prologue prologue = prologue_of(scale, shift, lo, hi, s.channels);
-  Tensor y = image(x, s.n, s.channels, s.oh, s.ow);
+  check_size("out", out, s.n, s.channels, s.oh, s.ow);
   const int64_t columns = moments ? s.channels : 0;
   Tensor mean = doubles({columns}, x), var = doubles({columns}, x);
   const Kernels k("depthwise_forward");
   depthwise_forward(k.isa, k.train, s, floats(x), prologue, floats(weight), vector("bias", bias, s.channels),
-                    static_cast<float*>(y.mutable_data_ptr()),
-                    moments ? static_cast<double*>(mean.mutable_data_ptr()) : nullptr,
+                    writable(out), moments ? static_cast<double*>(mean.mutable_data_ptr()) : nullptr,
                     moments ? static_cast<double*>(var.mutable_data_ptr()) : nullptr, threads());
-  return {y, mean, var};
+  return {mean, var};
 }
 
-std::tuple<Tensor, Tensor, Tensor> depthwise_backward_op(const Tensor& g, const MaybeTensor& y,
-                                                         const std::vector<Tensor>& coefficients,
-                                                         const std::vector<double>& y_bounds, const Tensor& x,
-                                                         const Tensor& weight, const MaybeTensor& scale,
-                                                         const MaybeTensor& shift, const MaybeTensor& center, double lo,
-                                                         double hi, const std::vector<int64_t>& geometry, bool need_dx,
-                                                         bool need_weight) {
+std::tuple<Tensor, Tensor> depthwise_backward_op(const Tensor& g, const MaybeTensor& y,
+                                                 const std::vector<Tensor>& coefficients,
+                                                 const std::vector<double>& y_bounds, const Tensor& x,
+                                                 const Tensor& weight, const MaybeTensor& scale,
+                                                 const MaybeTensor& shift, const MaybeTensor& center, double lo,
+                                                 double hi, const std::vector<int64_t>& geometry, bool need_weight,
+                                                 const MaybeTensor& out) {
   const DepthwiseShape s = shape_of(x, weight, geometry);
-  check_image("g", g);
-  STD_TORCH_CHECK(g.size(0) == s.n && g.size(1) == s.channels && g.size(2) == s.oh && g.size(3) == s.ow, "g has shape ",
-                  shape_text(g), "; allowed: (", s.n, ", ", s.channels, ", ", s.oh, ", ", s.ow, ")");
+  check_size("g", g, s.n, s.channels, s.oh, s.ow);
+  if (out) check_size("out", *out, s.n, s.channels, s.h, s.w);
   GradientPrologue gradient;
   if (y) {
     check_image("y", *y);
@@ -219,19 +218,17 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_backward_op(const Tensor& g, const 
     }
   }
   const Prologue prologue = prologue_of(scale, shift, lo, hi, s.channels);
-  const bool sums = need_dx && prologue.scale != nullptr;
-  Tensor dx = need_dx ? image(x, s.n, s.channels, s.h, s.w)
-                      : torch::stable::empty({0}, ScalarType::Float, std::nullopt, x.device());
+  const bool sums = out && prologue.scale != nullptr;
   Tensor dw = need_weight
                   ? torch::stable::empty({s.channels, 1, s.kh, s.kw}, ScalarType::Float, std::nullopt, x.device())
                   : torch::stable::empty({0}, ScalarType::Float, std::nullopt, x.device());
   Tensor sum = doubles({2, sums ? s.channels : 0}, x);
   const Kernels k("depthwise_backward");
   depthwise_backward(k.isa, k.train, s, floats(g), gradient, floats(x), prologue, vector("center", center, s.channels),
-                     floats(weight), need_dx ? static_cast<float*>(dx.mutable_data_ptr()) : nullptr,
+                     floats(weight), out ? writable(*out) : nullptr,
                      need_weight ? static_cast<float*>(dw.mutable_data_ptr()) : nullptr,
                      sums ? static_cast<double*>(sum.mutable_data_ptr()) : nullptr, threads());
-  return {dx, dw, sum};
+  return {dw, sum};
 }
 
 }  // namespace

@@ -20,6 +20,7 @@ from mobilenet_ext.spec import BlockSpec, ConvSpec
 from mobilenet_ext.training import passes
 from mobilenet_ext.training.norm import Norm
 from mobilenet_ext.training.passes import Geometry, image_of, matrix
+from mobilenet_ext.training.scratch import empty_image, scratch, scratch_image
 
 _CHUNK_BYTES = 6 << 20  # of hidden values at a time
 Tensors = Mapping[str, Tensor]
@@ -93,20 +94,28 @@ class Block:
         for first in range(0, self.n, max(1, count)):
             yield slice(first, min(self.n, first + count))
 
-    def expanded(self, part: slice) -> Tensor:
-        """The expand convolution of some images, bare, channels_last."""
+    def expanded(self, part: slice, keep: bool = False) -> Tensor:
+        """The expand convolution of some images, bare, channels_last; in scratch memory unless it is to ``keep``."""
         assert self.expand is not None
         x = self.x[part]
         if is_pointwise(self.expand.spec):
-            rows = torch.mm(matrix(x), self.expand.weight.t())
-            return image_of(rows, x.shape[0], *self.hidden_size)
+            rows = matrix(x)
+            shape = (rows.shape[0], self.expand.spec.out_channels)
+            out = x.new_empty(shape) if keep else scratch("expanded", *shape, like=x)
+            return image_of(torch.mm(rows, self.expand.weight.t(), out=out), x.shape[0], *self.hidden_size)
         return channels_last(aten.convolve(self.expand.spec, x, self.expand.weight, None))
 
-    def convolved(self, hidden: Tensor, wants_moments: bool) -> tuple[Tensor, Tensor, Tensor]:
+    def convolve(self, hidden: Tensor, wants_moments: bool, out: Tensor) -> Stats:
         """The depthwise convolution, bare, of the bare expand convolution (of the input where there is none)."""
         assert self.dw is not None and self.geometry is not None
         before = self.expand.done.affine if self.expand is not None else None
-        return passes.depthwise(hidden, self.dw.weight, None, before, self.geometry, wants_moments)
+        return passes.depthwise(hidden, self.dw.weight, None, before, self.geometry, wants_moments, out)
+
+    def activated(self, v: Tensor) -> Tensor:
+        """The depthwise result of some images after BatchNorm and activation, a matrix in scratch memory."""
+        assert self.dw is not None
+        rows = matrix(v)
+        return passes.apply(rows, self.dw.done.affine, scratch("activated", *rows.shape, like=rows))
 
     # --- forward ----------------------------------------------------------------------------------------------------
 
@@ -117,7 +126,7 @@ class Block:
         if self.expand is None and self.dw is None:
             raise ValueError("a block begins with an expand or a depthwise stage")
         if self.dw is None:
-            last = self.expanded(slice(0, self.n))
+            last = self.expanded(slice(0, self.n), keep=True)
             self._close(self.last, passes.moments(matrix(last)) if self.last.batch else None, stats)
             return self._finish(last), v, last, stats
         v = self._hidden(stats)
@@ -126,7 +135,7 @@ class Block:
         weight = self.project.weight.t()
         rows = v.new_empty((matrix(v).shape[0], self.project.spec.out_channels))
         for part in self.chunks():
-            torch.mm(passes.apply(matrix(v[part]), self.dw.done.affine), weight, out=self._rows(rows, part))
+            torch.mm(self.activated(v[part]), weight, out=self._rows(rows, part))
         p = image_of(rows, self.n, *self.out_size)
         self._close(self.project, passes.moments(rows) if self.project.batch else None, stats)
         return self._finish(p), v, p, stats
@@ -154,21 +163,22 @@ class Block:
                     found = (matrix(u).shape[0], *passes.moments(matrix(u)))
                     whole = found if whole is None else passes.merge(whole, found)
             self._close(self.expand, whole[1:] if whole else None, stats)
-        results: list[Tensor] = []
+        v = empty_image(self.n, self.dw.spec.out_channels, *self.out_size, like=self.x)
         total: tuple[int, Tensor, Tensor] | None = None
         for part in parts:
             u = self.expanded(part) if kept is None else kept
-            v, mean, var = self.convolved(u, self.dw.batch)
-            results.append(v)
+            mean, var = self.convolve(u, self.dw.batch, v[part])
             if self.dw.batch:
-                found = (matrix(v).shape[0], mean, var)
+                found = (u.shape[0] * self.out_size[0] * self.out_size[1], mean, var)
                 total = found if total is None else passes.merge(total, found)
         self._close(self.dw, total[1:] if total else None, stats)
-        return results[0] if len(results) == 1 else channels_last(torch.cat(results))
+        return v
 
     def _finish(self, last: Tensor) -> Tensor:
         residual = matrix(self.x) if self.block.residual else None
-        return image_of(passes.apply(matrix(last), self.last.done.affine, residual), self.n, *self.out_size)
+        rows = matrix(last)
+        y = passes.apply(rows, self.last.done.affine, torch.empty_like(rows), residual)
+        return image_of(y, self.n, *self.out_size)
 
     # --- backward ---------------------------------------------------------------------------------------------------
 
@@ -216,7 +226,7 @@ class Backward:
             if role in self.sums:
                 self.grads.stages[role].update(stage.done.gradients(self.sums[role]))
         if run.block.residual and self.grads.x is not None:
-            self.grads.x = self.grads.x + self.g
+            self.grads.x += self.g
         return self.grads
 
     def _add(self, store: dict[str, Tensor], role: str, value: Tensor) -> None:
@@ -239,7 +249,8 @@ class Backward:
         g = matrix(self.g)
         self.sums["expand"] = passes.reduce(g, u, stage.done.affine, stage.done.center)
         k = stage.done.coefficients(self.sums["expand"], self.count)
-        self._expand_gradient(image_of(passes.gradient(g, u, stage.done.affine, k), run.n, *run.out_size))
+        du = passes.gradient(g, u, stage.done.affine, k, scratch("masked", *g.shape, like=g))
+        self._expand_gradient(image_of(du, run.n, *run.out_size))
 
     def _expand_gradient(self, du: Tensor) -> None:
         """From the gradient of the bare expand convolution of the whole batch to those of weight and input."""
@@ -276,11 +287,12 @@ class Backward:
             assert self.p is not None
             p, norm = matrix(self.p), run.project.done
             self.sums["project"] = passes.reduce(g, p, norm.affine, norm.center)
-            dp = passes.gradient(g, p, norm.affine, norm.coefficients(self.sums["project"], self.count))
-            rows = dp.new_empty((dp.shape[0], run.project.spec.in_channels))
+            k = norm.coefficients(self.sums["project"], self.count)
+            dp = passes.gradient(g, p, norm.affine, k, scratch("projected", *p.shape, like=p))
+            rows = scratch("activated gradient", p.shape[0], run.project.spec.in_channels, like=p)
             for part in run.chunks():
                 some = matrix(v[part])
-                self._add_product("project", run._rows(dp, part), passes.apply(some, dw.affine))
+                self._add_product("project", run._rows(dp, part), run.activated(v[part]))
                 out = run._rows(rows, part)
                 torch.mm(run._rows(dp, part), run.project.weight, out=out)
                 self._add(self.sums, "depthwise", passes.reduce(out, some, dw.affine, dw.center))
@@ -306,7 +318,8 @@ class Backward:
         def parts() -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
             for part in run.chunks():
                 u = run.x[part] if run.expand is None else run.expanded(part)
-                v, da = run.convolved(u, False)[0], self.g[part]
+                v, da = scratch_image("convolved", u.shape[0], u.shape[1], *run.out_size, like=u), self.g[part]
+                run.convolve(u, False, v)
                 if run.project is not None:
                     da = self._project_frozen(da, v)
                 self._add(self.sums, "depthwise", passes.reduce(matrix(da), matrix(v), dw.affine, dw.center))
@@ -327,7 +340,8 @@ class Backward:
         run = self.run_
         assert run.project is not None and run.dw is not None
         norm, rows = run.project.done, matrix(g)
-        a = passes.apply(matrix(v), run.dw.done.affine)
+        a = run.activated(v)
+        out = scratch("activated gradient", *a.shape, like=a)
         if norm.spec.activation == "none" and self.needs.weights["project"]:
             # The scale goes into the weights; sum(g * p) is a product of the weight with its own gradient.
             product = torch.mm(rows.t(), a)
@@ -337,23 +351,24 @@ class Backward:
             self._add(self.sums, "project", torch.stack([total, along - norm.center.double() * total]))
             self._add(self.products, "project", product)
             weight = run.project.weight * norm.affine.scale[:, None]
-            return image_of(torch.mm(rows, weight), g.shape[0], *run.out_size)
+            return image_of(torch.mm(rows, weight, out=out), g.shape[0], *run.out_size)
         p = torch.mm(a, run.project.weight.t())
         self._add(self.sums, "project", passes.reduce(rows, p, norm.affine, norm.center))
-        rows = passes.gradient(rows, p, norm.affine, norm.coefficients(self.sums["project"], self.count))
+        k = norm.coefficients(self.sums["project"], self.count)
+        rows = passes.gradient(rows, p, norm.affine, k, scratch("projected", *p.shape, like=p))
         self._add_product("project", rows, a)
-        return image_of(torch.mm(rows, run.project.weight), g.shape[0], *run.out_size)
+        return image_of(torch.mm(rows, run.project.weight, out=out), g.shape[0], *run.out_size)
 
     def _depthwise(self, da: Tensor, v: Tensor, k: passes.Coefficients, x: Tensor) -> None:
         """The depthwise stage of a block that begins with it, on the whole batch."""
         run = self.run_
         assert run.dw is not None and run.geometry is not None
-        dx, weight, _ = passes.depthwise_gradient(
-            da, v, run.dw.done.affine, k, x, run.dw.weight, None, None, run.geometry, self.needs.x,
-            self.needs.weights["depthwise"],
-        )  # fmt: skip
-        if self.needs.x:
-            self.grads.x = dx
+        dx = empty_image(*x.shape, like=x) if self.needs.x else None
+        needed = self.needs.weights["depthwise"]
+        weight, _ = passes.depthwise_gradient(
+            da, v, run.dw.done.affine, k, x, run.dw.weight, None, None, run.geometry, needed, dx
+        )
+        self.grads.x = dx
         if self.needs.weights["depthwise"]:
             self.grads.stages["depthwise"]["weight"] = weight
 
@@ -368,12 +383,14 @@ class Backward:
         # Gradients of BatchNorm need the mean of x to be gone from the product with it; see _expand_batch.
         shift = self._input_mean() if pointwise and expand.batch else None
         scaled = run.expand.weight * expand.affine.scale[:, None] if pointwise else None
-        dx: list[Tensor] = []
+        dx = run.x.new_empty(matrix(run.x).shape) if pointwise and self.needs.x else None
+        pixels = run.height * run.width
         for part, u, da, v in parts:
-            g, weight, sums = passes.depthwise_gradient(
-                da, v, dw.affine, k, u, run.dw.weight, expand.affine, expand.center, run.geometry, True,
-                self.needs.weights["depthwise"],
-            )  # fmt: skip
+            g = scratch_image("expanded gradient", *u.shape, like=u)
+            needed = self.needs.weights["depthwise"]
+            weight, sums = passes.depthwise_gradient(
+                da, v, dw.affine, k, u, run.dw.weight, expand.affine, expand.center, run.geometry, needed, g
+            )
             self._add(self.sums, "expand", sums)
             if self.needs.weights["depthwise"]:
                 self._add(self.products, "depthwise", weight.double())
@@ -381,24 +398,24 @@ class Backward:
                 count = u.shape[0] * u.shape[2] * u.shape[3]
                 plain = expand.affine._replace(lo=-float("inf"), hi=float("inf"))
                 full = expand.coefficients(self.sums["expand"], count)
-                rows = passes.gradient(matrix(g), matrix(u), plain, full)
+                rows = matrix(g)
+                passes.gradient(rows, matrix(u), plain, full, rows)
                 self._expand_gradient(image_of(rows, run.n, *run.hidden_size))
                 break
             rows, x = matrix(g), matrix(run.x[part])
             self._add_product("expand", rows, x if shift is None else x - shift)
-            if self.needs.x:
-                dx.append(torch.mm(rows, scaled))
+            if dx is not None:
+                torch.mm(rows, scaled, out=dx[part.start * pixels : part.stop * pixels])
         if "depthwise" in self.products:
             self.grads.stages["depthwise"]["weight"] = self.products["depthwise"].to(run.x.dtype)
         if scaled is None:
             return
         if "expand" in self.products:
             self.grads.stages["expand"]["weight"] = self.products["expand"] * expand.affine.scale[:, None]
-        whole = dx[0] if len(dx) == 1 else torch.cat(dx) if dx else None
         if shift is not None:
-            self._expand_batch(whole, shift)
-        if whole is not None:
-            self.grads.x = image_of(whole, run.n, run.height, run.width)
+            self._expand_batch(dx, shift)
+        if dx is not None:
+            self.grads.x = image_of(dx, run.n, run.height, run.width)
 
     def _input_mean(self) -> Tensor:
         return passes.moments(matrix(self.run_.x))[0].to(self.run_.x.dtype)

@@ -71,12 +71,13 @@ def _masked(g: Tensor, x: Tensor, act: Affine) -> Tensor:
     return torch.where((z <= act.lo) | (z >= act.hi), torch.zeros_like(g), g)
 
 
-def apply(x: Tensor, act: Affine, residual: Tensor | None = None) -> Tensor:
-    """clamp(x * scale + shift, lo, hi), plus ``residual``; matrices."""
+def apply(x: Tensor, act: Affine, out: Tensor, residual: Tensor | None = None) -> Tensor:
+    """clamp(x * scale + shift, lo, hi), plus ``residual``, into ``out``; matrices."""
     if _native(x):
-        return _ops.affine_act(x, act.scale, act.shift, residual, act.lo, act.hi)
+        _ops.affine_act(x, act.scale, act.shift, residual, act.lo, act.hi, out)
+        return out
     y = (x * act.scale + act.shift).clamp(act.lo, act.hi)
-    return y if residual is None else y + residual
+    return out.copy_(y if residual is None else y + residual)
 
 
 def reduce(g: Tensor, x: Tensor, act: Affine, center: Tensor) -> Tensor:
@@ -87,12 +88,13 @@ def reduce(g: Tensor, x: Tensor, act: Affine, center: Tensor) -> Tensor:
     return torch.stack([masked.sum(0), (masked * (x - center)).sum(0)]).double()
 
 
-def gradient(g: Tensor, x: Tensor, act: Affine, k: Coefficients) -> Tensor:
-    """The gradient of ``x``, a matrix."""
+def gradient(g: Tensor, x: Tensor, act: Affine, k: Coefficients, out: Tensor) -> Tensor:
+    """The gradient of ``x`` into ``out``; matrices."""
     if _native(x):
-        return _ops.act_gradient(g, x, act.scale, act.shift, act.lo, act.hi, k.a, k.b, k.c, k.center)
+        _ops.act_gradient(g, x, act.scale, act.shift, act.lo, act.hi, k.a, k.b, k.c, k.center, out)
+        return out
     y = _masked(g, x, act) * k.a
-    return y if k.b is None or k.c is None else y + (x - k.center) * k.b + k.c
+    return out.copy_(y if k.b is None or k.c is None else y + (x - k.center) * k.b + k.c)
 
 
 class Geometry(NamedTuple):
@@ -109,19 +111,23 @@ class Geometry(NamedTuple):
 
 
 def depthwise(
-    x: Tensor, weight: Tensor, bias: Tensor | None, before: Affine | None, geometry: Geometry, wants_moments: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The depthwise convolution of ``before(x)``, channels_last images, and its moments (empty if not wanted)."""
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    before: Affine | None,
+    geometry: Geometry,
+    wants_moments: bool,
+    out: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """The depthwise convolution of ``before(x)`` into ``out``, channels_last images, and its moments if wanted."""
     if _native(x):
         scale, shift, lo, hi = before or (None, None, 0.0, 0.0)
-        y, mean, var = _ops.depthwise_forward(
-            x, weight, bias, scale, shift, lo, hi, geometry.encoded(), wants_moments
+        mean, var = _ops.depthwise_forward(
+            x, weight, bias, scale, shift, lo, hi, geometry.encoded(), wants_moments, out
         )
-        return y, mean, var
-    value = x if before is None else image_of(apply(matrix(x), before), x.shape[0], x.shape[2], x.shape[3])
-    y = _convolve(value, weight, bias, geometry).contiguous(memory_format=torch.channels_last)
-    mean, var = moments(matrix(y)) if wants_moments else (y.new_empty(0), y.new_empty(0))
-    return y, mean, var
+        return mean, var
+    out.copy_(_convolve(_activated(x, before), weight, bias, geometry))
+    return moments(matrix(out)) if wants_moments else (x.new_empty(0), x.new_empty(0))
 
 
 def depthwise_gradient(
@@ -134,43 +140,55 @@ def depthwise_gradient(
     before: Affine | None,
     center: Tensor | None,
     geometry: Geometry,
-    need_dx: bool,
     need_weight: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of a depthwise convolution of ``before(x)``: dx, that of the weight, and sums as :func:`reduce` gives.
+    out: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of a depthwise convolution of ``before(x)``: the weight's, and sums as :func:`reduce` gives them.
 
+    ``out`` receives the input's; with ``before`` that stops at its mask, and the sums are over it and ``x - center``.
     With ``y``, the convolution's result, ``g`` is the gradient behind ``after`` and becomes that of ``y`` by
-    ``coefficients``.  With ``before`` dx stops at its mask: the sums are over it and ``x - center``.
+    ``coefficients``.
     """
+    has_y = y is not None and after is not None and coefficients is not None
     if _native(x):
         scale, shift, lo, hi = before or (None, None, 0.0, 0.0)
         tensors: list[Tensor] = []
         bounds: list[float] = []
-        if y is not None and after is not None and coefficients is not None:
+        if has_y:
             tensors = [after.scale, after.shift, coefficients.a]
             if coefficients.b is not None and coefficients.c is not None:
                 tensors += [coefficients.b, coefficients.c, coefficients.center]
             bounds = [after.lo, after.hi]
-        dx, dw, sums = _ops.depthwise_backward(
-            g, y, tensors, bounds, x, weight, scale, shift, center, lo, hi, geometry.encoded(), need_dx, need_weight
+        dw, sums = _ops.depthwise_backward(
+            g, y, tensors, bounds, x, weight, scale, shift, center, lo, hi, geometry.encoded(), need_weight, out
         )
-        return dx, dw, sums
+        return dw, sums
     n, _, height, width = x.shape
-    if y is not None and after is not None and coefficients is not None:
-        g = image_of(gradient(matrix(g), matrix(y), after, coefficients), n, *geometry.out)
-    value = x if before is None else image_of(apply(matrix(x), before), n, height, width)
+    if has_y:
+        rows = gradient(matrix(g), matrix(y), after, coefficients, torch.empty_like(matrix(y)))
+        g = image_of(rows, n, *geometry.out)
     top, bottom, left, right = geometry.padding
-    padded = F.pad(value, (left, right, top, bottom))
+    padded = F.pad(_activated(x, before), (left, right, top, bottom))
     dx, dw, _ = torch.ops.aten.convolution_backward(
         g, padded, weight, None, geometry.stride, (0, 0), geometry.dilation, False, (0, 0), x.shape[1],
         (True, True, False),
     )  # fmt: skip
-    dx = dx[:, :, top : top + height, left : left + width].contiguous(memory_format=torch.channels_last)
+    dx = dx[:, :, top : top + height, left : left + width]
     sums = x.new_empty((2, 0), dtype=torch.float64)
     if before is not None and center is not None:
-        sums = reduce(matrix(dx), matrix(x), before, center)
-        dx = image_of(_masked(matrix(dx), matrix(x), before), n, height, width)
-    return dx, dw, sums
+        rows = matrix(dx)
+        sums = reduce(rows, matrix(x), before, center)
+        dx = image_of(_masked(rows, matrix(x), before), n, height, width)
+    if out is not None:
+        out.copy_(dx)
+    return dw, sums
+
+
+def _activated(x: Tensor, before: Affine | None) -> Tensor:
+    if before is None:
+        return x
+    rows = matrix(x)
+    return image_of(apply(rows, before, torch.empty_like(rows)), x.shape[0], x.shape[2], x.shape[3])
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
