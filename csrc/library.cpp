@@ -19,6 +19,10 @@ STABLE_TORCH_LIBRARY(mobilenet_ext, m) {
       "act_gradient(Tensor g, Tensor x, Tensor scale, Tensor shift, float lo, float hi, Tensor a, Tensor? b, Tensor? "
       "c, "
       "Tensor? center, Tensor(a!) out) -> ()");
+  // out = a b^T (transposed) or a b, of clamp(a * scale + shift, lo, hi) if these are given.
+  m.def(
+      "rows_product(Tensor a, Tensor b, bool transposed, Tensor? scale, Tensor? shift, float lo, float hi, Tensor(a!) "
+      "out) -> ()");
   // One block. `batch` says of each stage whether its BatchNorm takes the batch's statistics. Gives y, the results of
   // the depthwise and of the last convolution, and the statistics (mean, variance, unbiased variance) of those stages,
   // each empty where the backward makes it again or there is none. Implemented in mobilenet_ext/training.

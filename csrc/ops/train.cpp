@@ -5,6 +5,7 @@
 
 #include "cpu/depthwise_train.h"
 #include "cpu/passes.h"
+#include "cpu/product.h"
 #include "cpu/registry.h"
 #include "cpu/run.h"
 #include "tensors.h"
@@ -131,6 +132,32 @@ void act_gradient(const Tensor& g, const Tensor& x, const Tensor& scale, const T
   run_gradient(Kernels("gradient").train, p, threads());
 }
 
+void rows_product(const Tensor& a, const Tensor& b, bool transposed, const MaybeTensor& scale, const MaybeTensor& shift,
+                  double lo, double hi, const Tensor& out) {
+  check_matrix("a", a);
+  check_matrix("b", b);
+  check_matrix("out", out);
+  Product p{};
+  p.pixels = a.size(0);
+  p.k = static_cast<int>(a.size(1));
+  p.n = static_cast<int>(b.size(transposed ? 0 : 1));
+  STD_TORCH_CHECK(b.size(0) <= INT_MAX && b.size(transposed ? 1 : 0) == p.k, "b has shape ", shape_text(b), "; a has ",
+                  p.k, " columns");
+  STD_TORCH_CHECK(out.size(0) == p.pixels && out.size(1) == p.n, "out has shape ", shape_text(out), "; allowed: (",
+                  p.pixels, ", ", p.n, ")");
+  STD_TORCH_CHECK(scale.has_value() == shift.has_value(), "scale and shift must both be given or both be None");
+  p.transposed = transposed;
+  p.scale = vector("scale", scale, p.k);
+  p.shift = vector("shift", shift, p.k);
+  p.lo = static_cast<float>(lo);
+  p.hi = static_cast<float>(hi);
+  p.a = floats(a);
+  p.b = floats(b);
+  p.out = writable(out);
+  const Kernels k("product");
+  run_product(k.isa, k.train, p, threads());
+}
+
 void check_image(const char* name, const Tensor& t) {
   STD_TORCH_CHECK(t.dim() == 4 && t.is_cpu() && t.scalar_type() == ScalarType::Float && is_channels_last(t), name,
                   " has shape ", shape_text(t), "; allowed: a channels_last float32 (N, C, H, W) on the CPU");
@@ -239,6 +266,7 @@ STABLE_TORCH_LIBRARY_IMPL(mobilenet_ext, CPU, m) {
   m.impl("affine_act", TORCH_BOX(&mobilenet_ext::affine_act));
   m.impl("act_reduce", TORCH_BOX(&mobilenet_ext::act_reduce));
   m.impl("act_gradient", TORCH_BOX(&mobilenet_ext::act_gradient));
+  m.impl("rows_product", TORCH_BOX(&mobilenet_ext::rows_product));
   m.impl("depthwise_forward", TORCH_BOX(&mobilenet_ext::depthwise_forward_op));
   m.impl("depthwise_backward", TORCH_BOX(&mobilenet_ext::depthwise_backward_op));
 }

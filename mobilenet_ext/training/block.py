@@ -1,7 +1,8 @@
 """Forward and backward of one block: expand, depthwise, project, each with its BatchNorm and activation, any missing.
 
 The hidden tensor between expand and depthwise never exists as a whole: both directions go through the batch some images
-at a time, few enough for their hidden values to stay in the last cache.  Pointwise products are torch's ``mm``.
+at a time, few enough for their hidden values to stay in the last cache.  The products that give weight gradients are
+torch's ``mm``, the others the native kernels'.
 
 With batch statistics the input, the depthwise result v and the project result p are kept, BatchNorm not yet applied.
 With every BatchNorm frozen only the input is, and the backward makes the rest again.
@@ -102,7 +103,7 @@ class Block:
             rows = matrix(x)
             shape = (rows.shape[0], self.expand.spec.out_channels)
             out = x.new_empty(shape) if keep else scratch("expanded", *shape, like=x)
-            return image_of(torch.mm(rows, self.expand.weight.t(), out=out), x.shape[0], *self.hidden_size)
+            return image_of(passes.product(rows, self.expand.weight, True, out), x.shape[0], *self.hidden_size)
         return channels_last(aten.convolve(self.expand.spec, x, self.expand.weight, None))
 
     def convolve(self, hidden: Tensor, wants_moments: bool, out: Tensor) -> Stats:
@@ -132,10 +133,8 @@ class Block:
         v = self._hidden(stats)
         if self.project is None:
             return self._finish(v), v, self.x.new_empty(0), stats
-        weight = self.project.weight.t()
         rows = v.new_empty((matrix(v).shape[0], self.project.spec.out_channels))
-        for part in self.chunks():
-            torch.mm(self.activated(v[part]), weight, out=self._rows(rows, part))
+        passes.product(matrix(v), self.project.weight, True, rows, self.dw.done.affine)
         p = image_of(rows, self.n, *self.out_size)
         self._close(self.project, passes.moments(rows) if self.project.batch else None, stats)
         return self._finish(p), v, p, stats
@@ -262,7 +261,9 @@ class Backward:
             if "expand" in self.products:
                 self.grads.stages["expand"]["weight"] = self.products["expand"]
             if self.needs.x:
-                self.grads.x = image_of(torch.mm(matrix(du), run.expand.weight), run.n, run.height, run.width)
+                rows = run.x.new_empty(matrix(run.x).shape)
+                passes.product(matrix(du), run.expand.weight, False, rows)
+                self.grads.x = image_of(rows, run.n, run.height, run.width)
             return
         top, bottom, left, right = aten.paddings(spec, run.height, run.width)
         x = torch.nn.functional.pad(run.x, (left, right, top, bottom)) if (top, left) != (bottom, right) else run.x
@@ -294,7 +295,7 @@ class Backward:
                 some = matrix(v[part])
                 self._add_product("project", run._rows(dp, part), run.activated(v[part]))
                 out = run._rows(rows, part)
-                torch.mm(run._rows(dp, part), run.project.weight, out=out)
+                passes.product(run._rows(dp, part), run.project.weight, False, out)
                 self._add(self.sums, "depthwise", passes.reduce(out, some, dw.affine, dw.center))
             if "project" in self.products:
                 self.grads.stages["project"]["weight"] = self.products["project"]
@@ -351,13 +352,13 @@ class Backward:
             self._add(self.sums, "project", torch.stack([total, along - norm.center.double() * total]))
             self._add(self.products, "project", product)
             weight = run.project.weight * norm.affine.scale[:, None]
-            return image_of(torch.mm(rows, weight, out=out), g.shape[0], *run.out_size)
-        p = torch.mm(a, run.project.weight.t())
+            return image_of(passes.product(rows, weight, False, out), g.shape[0], *run.out_size)
+        p = passes.product(a, run.project.weight, True, scratch("project", a.shape[0], norm.spec.out_channels, like=a))
         self._add(self.sums, "project", passes.reduce(rows, p, norm.affine, norm.center))
         k = norm.coefficients(self.sums["project"], self.count)
         rows = passes.gradient(rows, p, norm.affine, k, scratch("projected", *p.shape, like=p))
         self._add_product("project", rows, a)
-        return image_of(torch.mm(rows, run.project.weight, out=out), g.shape[0], *run.out_size)
+        return image_of(passes.product(rows, run.project.weight, False, out), g.shape[0], *run.out_size)
 
     def _depthwise(self, da: Tensor, v: Tensor, k: passes.Coefficients, x: Tensor) -> None:
         """The depthwise stage of a block that begins with it, on the whole batch."""
@@ -405,7 +406,7 @@ class Backward:
             rows, x = matrix(g), matrix(run.x[part])
             self._add_product("expand", rows, x if shift is None else x - shift)
             if dx is not None:
-                torch.mm(rows, scaled, out=dx[part.start * pixels : part.stop * pixels])
+                passes.product(rows, scaled, False, dx[part.start * pixels : part.stop * pixels])
         if "depthwise" in self.products:
             self.grads.stages["depthwise"]["weight"] = self.products["depthwise"].to(run.x.dtype)
         if scaled is None:

@@ -97,6 +97,17 @@ def gradient(g: Tensor, x: Tensor, act: Affine, k: Coefficients, out: Tensor) ->
     return out.copy_(y if k.b is None or k.c is None else y + (x - k.center) * k.b + k.c)
 
 
+def product(a: Tensor, b: Tensor, transposed: bool, out: Tensor, before: Affine | None = None) -> Tensor:
+    """a b, or with ``transposed`` a b^T, into ``out``; of ``before(a)`` if given.  ``b`` is a small matrix."""
+    if _native(a):
+        scale, shift, lo, hi = before or (None, None, 0.0, 0.0)
+        _ops.rows_product(a, b, transposed, scale, shift, lo, hi, out)
+        return out
+    if before is not None:
+        a = apply(a, before, torch.empty_like(a))
+    return torch.mm(a, b.t() if transposed else b, out=out)
+
+
 class Geometry(NamedTuple):
     """A depthwise convolution of one size: paddings are top, bottom, left, right; ``out`` is (height, width)."""
 
