@@ -10,6 +10,7 @@ With every BatchNorm frozen only the input is, and the backward makes the rest a
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -59,7 +60,7 @@ class Stage:
         assert self.norm is not None
         return self.norm
 
-    @property
+    @functools.cached_property
     def weight(self) -> Tensor:
         """(out, in) of a pointwise stage, else as it is; contiguous."""
         weight = self.tensors["weight"].detach()
@@ -332,9 +333,26 @@ class Backward:
         else:
             self._hidden(parts(), coefficients)
         if run.project is not None and "project" in self.products:
-            scale = run.project.done.affine.scale[:, None]
-            folded = run.project.spec.activation == "none"
-            self.grads.stages["project"]["weight"] = self.products["project"] * scale if folded else self.products["project"]
+            product = self.products["project"]
+            if run.project.spec.activation == "none":
+                self.sums["project"] = self._project_sums(product)
+                product = product * run.project.done.affine.scale[:, None]
+            self.grads.stages["project"]["weight"] = product
+
+    @functools.cached_property
+    def _scaled(self) -> Tensor:
+        """The project weight with its BatchNorm's scale."""
+        assert self.run_.project is not None
+        return self.run_.project.weight * self.run_.project.done.affine.scale[:, None]
+
+    def _project_sums(self, product: Tensor) -> Tensor:
+        """Those of g and g * (p - center) from ``product``, g^T a: with p = W a the sum of g * p is one over W."""
+        run = self.run_
+        assert run.project is not None
+        mean, _ = passes.moments(matrix(self.g))
+        total = mean * self.count
+        along = (product.double() * run.project.weight.double()).sum(1)
+        return torch.stack([total, along - run.project.done.center.double() * total])
 
     def _project_frozen(self, g: Tensor, v: Tensor) -> Tensor:
         """The gradient that arrives at the activated depthwise result of some images."""
@@ -344,15 +362,9 @@ class Backward:
         a = run.activated(v)
         out = scratch("activated gradient", *a.shape, like=a)
         if norm.spec.activation == "none" and self.needs.weights["project"]:
-            # The scale goes into the weights; sum(g * p) is a product of the weight with its own gradient.
-            product = torch.mm(rows.t(), a)
-            mean, _ = passes.moments(rows)
-            total = mean * rows.shape[0]
-            along = (product.double() * run.project.weight.double()).sum(1)
-            self._add(self.sums, "project", torch.stack([total, along - norm.center.double() * total]))
-            self._add(self.products, "project", product)
-            weight = run.project.weight * norm.affine.scale[:, None]
-            return image_of(passes.product(rows, weight, False, out), g.shape[0], *run.out_size)
+            # The scale goes into the weights, and _project_sums makes the sums of the whole batch.
+            self._add_product("project", rows, a)
+            return image_of(passes.product(rows, self._scaled, False, out), g.shape[0], *run.out_size)
         p = passes.product(a, run.project.weight, True, scratch("project", a.shape[0], norm.spec.out_channels, like=a))
         self._add(self.sums, "project", passes.reduce(rows, p, norm.affine, norm.center))
         k = norm.coefficients(self.sums["project"], self.count)
