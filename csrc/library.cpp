@@ -23,6 +23,8 @@ STABLE_TORCH_LIBRARY(mobilenet_ext, m) {
   m.def(
       "rows_product(Tensor a, Tensor b, bool transposed, Tensor? scale, Tensor? shift, float lo, float hi, Tensor(a!) "
       "out) -> ()");
+  // out (+)= wide^T (narrow - center)
+  m.def("weight_product(Tensor wide, Tensor narrow, Tensor? center, bool accumulate, Tensor(a!) out) -> ()");
   // One block. `batch` says of each stage whether its BatchNorm takes the batch's statistics. Gives y, the results of
   // the depthwise and of the last convolution, and the statistics (mean, variance, unbiased variance) of those stages,
   // each empty where the backward makes it again or there is none. Implemented in mobilenet_ext/training.

@@ -207,6 +207,8 @@ class _Walk:
             kind, kernel = "linear" if isinstance(item, LinearSpec) else item.kind, ""
             if steps:
                 kind, kernel = steps[index]["kind"], steps[index]["kernel"]
+            if training := chain.training_kernel(module, index):
+                kernel = training
             parts = tuple(_innermost(module, part) for part in parts)
             labels = " + ".join(self._label(_join(path, part)) for part in parts)
             classes = " + ".join(plain_class(module.get_submodule(part)).__name__ for part in parts)

@@ -34,7 +34,7 @@ def test_whole_network():
 
 
 def test_training_and_disabled():
-    fused = fuse(make_block())
+    fused = fuse(make_block(), training=False)
     assert [row.kind for row in fusion_report(fused).rows] == ["block"]
     fused.train()
     (row,) = fusion_report(fused, example()).rows
@@ -42,6 +42,17 @@ def test_training_and_disabled():
     fused.eval()
     with disabled():
         assert "switched off" in fusion_report(fused).rows[0].reason
+
+
+def test_fused_training_is_named():
+    fused = fuse(make_block()).train()
+    (row,) = fusion_report(fused).rows
+    assert (row.kind, row.kernel) == ("block", "training: batch statistics")
+    for module in fused.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    (row,) = fusion_report(fused).rows
+    assert row.kernel != "training: batch statistics"
 
 
 def test_one_hook_costs_one_block():

@@ -224,7 +224,6 @@ class Backward {
       d.kw = static_cast<int>(c.taps->size());
       d.stride = 1;
       d.dilation = c.step;
-      d.in_pixel = vector;
       d.in_block = lane.output.block();
       d.weights =
           packed_[row_class * columns_.size() + i].data() + static_cast<size_t>(group.block) * d.kh * d.kw * vector;

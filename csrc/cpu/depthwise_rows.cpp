@@ -33,7 +33,7 @@ void depthwise_columns(const IsaTable& isa, DepthwiseArgs d, const float** point
     d.rows = pointers;
     isa.depthwise_row(d);
     for (int ky = d.ky_begin; ky < d.ky_end; ++ky)
-      pointers[ky] += static_cast<ptrdiff_t>(d.width) * d.stride * d.in_pixel;
+      pointers[ky] += static_cast<ptrdiff_t>(d.width) * d.stride * isa.vector;
     d.out += d.width * d.out_pixel;
   }
 }

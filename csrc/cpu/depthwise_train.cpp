@@ -78,7 +78,6 @@ class Forward {
     d.kw = s_.kw;
     d.stride = s_.sw;
     d.dilation = s_.dw;
-    d.in_pixel = vector;
     d.in_block = reader.block();
     d.weights = packed_.data() + static_cast<size_t>(group.block) * s_.kh * s_.kw * vector;
     d.bias = bias_.data() + static_cast<size_t>(group.block) * vector;

@@ -95,4 +95,65 @@ void run_product(const IsaTable& isa, const TrainTable& train, const Product& p,
   });
 }
 
+void run_weight_product(const IsaTable& isa, const WeightProduct& p, const Threads& threads) {
+  constexpr int kPixels = 128, kColumns = 24;
+  const int n = p.narrow_columns;
+  if (p.pixels == 0 && !p.accumulate) std::fill_n(p.out, static_cast<ptrdiff_t>(p.wide_columns) * n, 0.0f);
+  if (p.pixels == 0 || n == 0) return;
+  std::vector<Panel> panels = choose_panels(isa, n, false);
+  size_t pixel_floats = 0;
+  for (Panel& panel : panels) {
+    panel.weights = pixel_floats * kPixels;
+    pixel_floats += panel.kind->width;
+  }
+  // The narrow side as panels [block of pixels][panel][pixel][width].
+  const int blocks = static_cast<int>((p.pixels + kPixels - 1) / kPixels);
+  Scratch packed(static_cast<size_t>(blocks) * pixel_floats * kPixels);
+  auto pixels_of = [&](int block) {
+    return static_cast<int>(std::min<int64_t>(kPixels, p.pixels - static_cast<int64_t>(block) * kPixels));
+  };
+  for_each_task(blocks, workers_for(p.pixels * n, blocks, threads), 0, threads, [&](int block, float*) {
+    for (const Panel& panel : panels) {
+      const int width = panel.kind->width;
+      float* to = packed.data() + block * pixel_floats * kPixels + panel.weights;
+      const float* from = p.narrow + static_cast<ptrdiff_t>(block) * kPixels * n + panel.first;
+      const float* center = p.center ? p.center + panel.first : nullptr;
+      for (int i = 0; i < pixels_of(block); ++i, to += width, from += n) {
+        for (int j = 0; j < panel.valid; ++j) to[j] = center ? from[j] - center[j] : from[j];
+        for (int j = panel.valid; j < width; ++j) to[j] = 0.0f;
+      }
+    }
+  });
+  ptrdiff_t rows[kPixels];
+  for (int i = 0; i < kPixels; ++i) rows[i] = static_cast<ptrdiff_t>(i) * p.wide_columns;
+  int widest = 0;
+  for (const Panel& panel : panels) widest = std::max(widest, panel.kind->width);
+  const std::vector<float> bias(widest, 0.0f);
+  const int tasks = (p.wide_columns + kColumns - 1) / kColumns;
+  for_each_task(tasks, workers_for(p.pixels * p.wide_columns, tasks, threads), 0, threads, [&](int i, float*) {
+    const int first = i * kColumns;
+    GemmArgs g{};
+    g.a_pixel = 1;
+    g.segments = rows;
+    g.segment_length = 1;
+    g.bias = bias.data();
+    g.c_pixel = g.residual_pixel = n;
+    g.m = std::min(kColumns, p.wide_columns - first);
+    g.lo = -HUGE_VALF;
+    g.hi = HUGE_VALF;
+    for (int block = 0; block < blocks; ++block) {
+      g.a = p.wide + static_cast<ptrdiff_t>(block) * kPixels * p.wide_columns + first;
+      g.segment_count = pixels_of(block);
+      for (const Panel& panel : panels) {
+        g.b = packed.data() + block * pixel_floats * kPixels + panel.weights;
+        g.c = p.out + static_cast<ptrdiff_t>(first) * n + panel.first;
+        g.residual = block || p.accumulate ? g.c : nullptr;
+        g.c_vector = panel.kind->vector;
+        g.n_valid = panel.valid;
+        panel.kind->gemm(g);
+      }
+    }
+  });
+}
+
 }  // namespace mobilenet_ext

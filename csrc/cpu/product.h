@@ -21,4 +21,16 @@ struct Product {
 };
 void run_product(const IsaTable& isa, const TrainTable& train, const Product& product, const Threads& threads);
 
+// out [wide][narrow] (+)= wide^T (narrow - center) over all pixels: the gradient of a pointwise weight. The sum goes
+// over blocks of 128 pixels, each one chain of FMAs, in their order.
+struct WeightProduct {
+  const float *wide, *narrow;  // [pixels][wide_columns], [pixels][narrow_columns]
+  const float* center;         // null, or [narrow_columns]
+  float* out;
+  int64_t pixels;
+  int wide_columns, narrow_columns;
+  bool accumulate;
+};
+void run_weight_product(const IsaTable& isa, const WeightProduct& product, const Threads& threads);
+
 }  // namespace mobilenet_ext

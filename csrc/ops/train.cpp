@@ -158,6 +158,27 @@ void rows_product(const Tensor& a, const Tensor& b, bool transposed, const Maybe
   run_product(k.isa, k.train, p, threads());
 }
 
+void weight_product(const Tensor& wide, const Tensor& narrow, const MaybeTensor& center, bool accumulate,
+                    const Tensor& out) {
+  check_matrix("wide", wide);
+  check_matrix("narrow", narrow);
+  check_matrix("out", out);
+  STD_TORCH_CHECK(wide.size(0) == narrow.size(0), "narrow has shape ", shape_text(narrow), "; wide has ", wide.size(0),
+                  " rows");
+  WeightProduct p{};
+  p.pixels = wide.size(0);
+  p.wide_columns = static_cast<int>(wide.size(1));
+  p.narrow_columns = static_cast<int>(narrow.size(1));
+  STD_TORCH_CHECK(out.size(0) == p.wide_columns && out.size(1) == p.narrow_columns, "out has shape ", shape_text(out),
+                  "; allowed: (", p.wide_columns, ", ", p.narrow_columns, ")");
+  p.center = vector("center", center, p.narrow_columns);
+  p.accumulate = accumulate;
+  p.wide = floats(wide);
+  p.narrow = floats(narrow);
+  p.out = writable(out);
+  run_weight_product(Kernels("weight_product").isa, p, threads());
+}
+
 void check_image(const char* name, const Tensor& t) {
   STD_TORCH_CHECK(t.dim() == 4 && t.is_cpu() && t.scalar_type() == ScalarType::Float && is_channels_last(t), name,
                   " has shape ", shape_text(t), "; allowed: a channels_last float32 (N, C, H, W) on the CPU");
@@ -267,6 +288,7 @@ STABLE_TORCH_LIBRARY_IMPL(mobilenet_ext, CPU, m) {
   m.impl("act_reduce", TORCH_BOX(&mobilenet_ext::act_reduce));
   m.impl("act_gradient", TORCH_BOX(&mobilenet_ext::act_gradient));
   m.impl("rows_product", TORCH_BOX(&mobilenet_ext::rows_product));
+  m.impl("weight_product", TORCH_BOX(&mobilenet_ext::weight_product));
   m.impl("depthwise_forward", TORCH_BOX(&mobilenet_ext::depthwise_forward_op));
   m.impl("depthwise_backward", TORCH_BOX(&mobilenet_ext::depthwise_backward_op));
 }

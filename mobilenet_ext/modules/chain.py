@@ -126,6 +126,14 @@ class FusedChain:
             module, self.match.norms, (), in_eval=True
         )
 
+    def training_kernel(self, module: nn.Module, index: int) -> str:
+        """How item ``index`` trains as its BatchNorm stands now; empty in eval mode."""
+        norms = [norm for norm in self.steps[index].norms if norm is not None]
+        modes = {module.get_submodule(path).training for path, _ in norms}
+        if True not in modes:
+            return ""
+        return "training: batch statistics" if len(modes) == 1 else "training: some batch statistics"
+
     def _source_reason(self, module: nn.Module) -> str | None:
         for source in self.match.sources:
             owner = module.get_submodule(source.path)

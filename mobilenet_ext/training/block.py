@@ -1,8 +1,8 @@
 """Forward and backward of one block: expand, depthwise, project, each with its BatchNorm and activation, any missing.
 
 The hidden tensor between expand and depthwise never exists as a whole: both directions go through the batch some images
-at a time, few enough for their hidden values to stay in the last cache.  The products that give weight gradients are
-torch's ``mm``, the others the native kernels'.
+at a time, few enough for their hidden values to stay in the last cache.  The pointwise products are the
+native kernels too: torch's ``mm`` takes another order of sums at another number of threads.
 
 With batch statistics the input, the depthwise result v and the project result p are kept, BatchNorm not yet applied.
 With every BatchNorm frozen only the input is, and the backward makes the rest again.
@@ -232,14 +232,15 @@ class Backward:
     def _add(self, store: dict[str, Tensor], role: str, value: Tensor) -> None:
         store[role] = store[role] + value if role in store else value
 
-    def _add_product(self, role: str, left: Tensor, right: Tensor) -> None:
-        """left^T right into the weight gradient of ``role``."""
-        if not self.needs.weights[role]:
-            return
-        if role in self.products:
-            self.products[role].addmm_(left.t(), right)
-        else:
-            self.products[role] = torch.mm(left.t(), right)
+    def _add_product(self, role: str, wide: Tensor, narrow: Tensor, center: Tensor | None = None) -> None:
+        """wide^T (narrow - center) into the product of ``role``."""
+        if self.needs.weights[role]:
+            self.products[role] = passes.weight_product(wide, narrow, center, self.products.get(role))
+
+    def _project_product(self) -> Tensor | None:
+        """The project weight's gradient (out, hidden) from its product, whose wide side is the hidden one."""
+        product = self.products.get("project")
+        return None if product is None else product.t()
 
     # A lone convolution.
     def _single(self) -> None:
@@ -294,12 +295,13 @@ class Backward:
             rows = scratch("activated gradient", p.shape[0], run.project.spec.in_channels, like=p)
             for part in run.chunks():
                 some = matrix(v[part])
-                self._add_product("project", run._rows(dp, part), run.activated(v[part]))
+                self._add_product("project", run.activated(v[part]), run._rows(dp, part))
                 out = run._rows(rows, part)
                 passes.product(run._rows(dp, part), run.project.weight, False, out)
                 self._add(self.sums, "depthwise", passes.reduce(out, some, dw.affine, dw.center))
-            if "project" in self.products:
-                self.grads.stages["project"]["weight"] = self.products["project"]
+            product = self._project_product()
+            if product is not None:
+                self.grads.stages["project"]["weight"] = product
             da = image_of(rows, run.n, *run.out_size)
         else:
             self.sums["depthwise"] = passes.reduce(g, matrix(v), dw.affine, dw.center)
@@ -332,8 +334,8 @@ class Backward:
             self._depthwise(da, v, coefficients, u)
         else:
             self._hidden(parts(), coefficients)
-        if run.project is not None and "project" in self.products:
-            product = self.products["project"]
+        product = self._project_product()
+        if run.project is not None and product is not None:
             if run.project.spec.activation == "none":
                 self.sums["project"] = self._project_sums(product)
                 product = product * run.project.done.affine.scale[:, None]
@@ -363,13 +365,13 @@ class Backward:
         out = scratch("activated gradient", *a.shape, like=a)
         if norm.spec.activation == "none" and self.needs.weights["project"]:
             # The scale goes into the weights, and _project_sums makes the sums of the whole batch.
-            self._add_product("project", rows, a)
+            self._add_product("project", a, rows)
             return image_of(passes.product(rows, self._scaled, False, out), g.shape[0], *run.out_size)
         p = passes.product(a, run.project.weight, True, scratch("project", a.shape[0], norm.spec.out_channels, like=a))
         self._add(self.sums, "project", passes.reduce(rows, p, norm.affine, norm.center))
         k = norm.coefficients(self.sums["project"], self.count)
         rows = passes.gradient(rows, p, norm.affine, k, scratch("projected", *p.shape, like=p))
-        self._add_product("project", rows, a)
+        self._add_product("project", a, rows)
         return image_of(passes.product(rows, run.project.weight, False, out), g.shape[0], *run.out_size)
 
     def _depthwise(self, da: Tensor, v: Tensor, k: passes.Coefficients, x: Tensor) -> None:
@@ -416,7 +418,7 @@ class Backward:
                 self._expand_gradient(image_of(rows, run.n, *run.hidden_size))
                 break
             rows, x = matrix(g), matrix(run.x[part])
-            self._add_product("expand", rows, x if shift is None else x - shift)
+            self._add_product("expand", rows, x, shift)
             if dx is not None:
                 passes.product(rows, scaled, False, dx[part.start * pixels : part.stop * pixels])
         if "depthwise" in self.products:
@@ -448,8 +450,9 @@ class Backward:
         slope = norm.slope(sums, count).to(weight.dtype)[:, None] * weight
         centred = matrix(run.x) - shift
         if self.needs.weights["expand"]:
-            gram = torch.mm(centred.t(), centred)
+            gram = passes.weight_product(centred, centred, None, None)
             self.grads.stages["expand"]["weight"] -= slope @ gram
         if dx is not None:
             row = (norm.scale * (sums[0] / count)).to(weight.dtype) @ weight
-            dx.addmm_(centred, weight.t() @ slope, alpha=-1).sub_(row)
+            lost = passes.product(centred, weight.t() @ slope, False, scratch("lost", *dx.shape, like=dx))
+            dx.sub_(lost).sub_(row)

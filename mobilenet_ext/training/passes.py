@@ -108,6 +108,16 @@ def product(a: Tensor, b: Tensor, transposed: bool, out: Tensor, before: Affine 
     return torch.mm(a, b.t() if transposed else b, out=out)
 
 
+def weight_product(wide: Tensor, narrow: Tensor, center: Tensor | None, total: Tensor | None) -> Tensor:
+    """wide^T (narrow - center), added to ``total`` in place if given; the same bits at any number of threads."""
+    if _native(wide):
+        out = wide.new_empty((wide.shape[1], narrow.shape[1])) if total is None else total
+        _ops.weight_product(wide, narrow, center, total is not None, out)
+        return out
+    product = torch.mm(wide.t(), narrow if center is None else narrow - center)
+    return product if total is None else total.add_(product)
+
+
 class Geometry(NamedTuple):
     """A depthwise convolution of one size: paddings are top, bottom, left, right; ``out`` is (height, width)."""
 
