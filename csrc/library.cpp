@@ -25,9 +25,15 @@ STABLE_TORCH_LIBRARY(mobilenet_ext, m) {
       "out) -> ()");
   // out (+)= wide^T (narrow - center)
   m.def("weight_product(Tensor wide, Tensor narrow, Tensor? center, bool accumulate, Tensor(a!) out) -> ()");
+  // The depthwise convolution alone, channels_last result. `geometry`: kernel, stride, dilation, padding top, bottom,
+  // left, right. Implemented in mobilenet_ext/training, as are the blocks below.
+  m.def("depthwise_conv2d(Tensor x, Tensor weight, Tensor? bias, int[] geometry) -> Tensor");
+  m.def(
+      "depthwise_conv2d_backward(Tensor g, Tensor x, Tensor weight, int[] geometry, int[] needs) -> (Tensor, Tensor, "
+      "Tensor)");
   // One block. `batch` says of each stage whether its BatchNorm takes the batch's statistics. Gives y, the results of
   // the depthwise and of the last convolution, and the statistics (mean, variance, unbiased variance) of those stages,
-  // each empty where the backward makes it again or there is none. Implemented in mobilenet_ext/training.
+  // each empty where the backward makes it again or there is none.
   m.def(
       "train_block(Tensor x, Tensor[] sources, Tensor? slot, int[] program, float[] constants, int[] batch) -> "
       "(Tensor, Tensor, Tensor, Tensor)");
