@@ -21,6 +21,8 @@ from torch import Tensor, nn
 
 from mobilenet_ext import fuse, loading
 from mobilenet_ext.bench.machine import child_environment
+from mobilenet_ext.spec import ROLES
+from mobilenet_ext.training import block
 
 FORMS = ("eager channels_last", "torch.compile", "mobilenet_ext")
 MODES = ("frozen", "batch")
@@ -158,37 +160,53 @@ def depthwise_layers(batch: int, threads: int, rounds: int, progress: Progress) 
 
 
 def gradient_errors(name: str, mode: str, size: int, batch: int = 4) -> dict[str, float]:
-    """Relative RMS error over all parameters against float64 with the masks of PyTorch's own float32 run."""
+    """Relative RMS error over all parameters, each form against float64 with the masks that its own run took."""
     x, target = _data(batch, size)
     plain = set_modes(loading.load(name), mode)
-    for module in plain.modules():
-        if isinstance(module, (nn.ReLU, nn.ReLU6)):
-            module.inplace = False
     fused = set_modes(fuse(plain), mode)
-    exact = set_modes(loading.load(name).double(), mode)
     masks: list[Tensor] = []
-    acts = [m for m in plain.modules() if isinstance(m, (nn.ReLU, nn.ReLU6))]
-    hooks = [act.register_forward_hook(lambda m, i, o: masks.append((o > 0) & (o < 6))) for act in acts]
-    found = {"torch": _gradients(plain, x, target)}
-    for hook in hooks:
-        hook.remove()
-    found["ours"] = _gradients(fused, x, target)
+    for act in _activations(plain):
+        act.inplace = False
+        act.register_forward_hook(lambda module, inputs, output: masks.append((output > 0) & (output < 6)))
+    found = _gradients(plain, x, target)
+    errors = {"torch": _error(name, mode, x, target, masks, found)}
+    block.recorder = []
+    try:
+        found = _gradients(fused, x, target)
+        recorded = block.recorder
+    finally:
+        block.recorder = None
+    return {**errors, "ours": _error(name, mode, x, target, _in_order(recorded), found)}
+
+
+def _activations(model: nn.Module) -> list[Any]:
+    return [module for module in model.modules() if isinstance(module, (nn.ReLU, nn.ReLU6))]
+
+
+def _in_order(recorded: list[tuple[block.Block, str, Tensor]]) -> list[Tensor]:
+    """Backward goes from the last block to the first, and through a block's images part by part."""
+    blocks: dict[int, dict[str, list[Tensor]]] = {}
+    for run, role, mask in recorded:
+        blocks.setdefault(id(run), {}).setdefault(role, []).append(mask)
+    return [torch.cat(parts[role]) for parts in reversed(blocks.values()) for role in ROLES if role in parts]
+
+
+def _error(
+    name: str, mode: str, x: Tensor, target: Tensor, masks: list[Tensor], found: list[Tensor]
+) -> float:
+    exact = set_modes(loading.load(name).double(), mode)
     remaining = iter(masks)
 
     def masked(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         (z,) = inputs
         return torch.where(next(remaining), z, z.detach()) + (output - z).detach()
 
-    for module in exact.modules():
-        if isinstance(module, (nn.ReLU, nn.ReLU6)):
-            module.inplace = False
-            module.register_forward_hook(masked)
+    for act in _activations(exact):
+        act.inplace = False
+        act.register_forward_hook(masked)
     right = _gradients(exact, x.double(), target)
     norm = sum(float(g.square().sum()) for g in right) ** 0.5
-    return {
-        form: sum(float((a.double() - b).square().sum()) for a, b in zip(grads, right, strict=True)) ** 0.5 / norm
-        for form, grads in found.items()
-    }
+    return sum(float((a.double() - b).square().sum()) for a, b in zip(found, right, strict=True)) ** 0.5 / norm
 
 
 def _gradients(model: nn.Module, x: Tensor, target: Tensor) -> list[Tensor]:

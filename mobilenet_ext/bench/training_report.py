@@ -52,7 +52,7 @@ def print_report(report: TrainingReport, console: Console) -> None:
     for row in report.errors:
         console.print(
             f"{row['model']}, {row['mode']}: relative RMS error of all gradients against float64 with the masks of "
-            f"PyTorch's float32 run: ours {row['ours']:.2e}, PyTorch {row['torch']:.2e}"
+            f"the float32 run: ours {row['ours']:.2e}, PyTorch {row['torch']:.2e}"
         )
     if not report.layers:
         return

@@ -190,6 +190,10 @@ class Block:
         return Backward(self, channels_last(g), v, p, needs).run()
 
 
+# Where somebody collects the masks that backwards take, in their order: (block, role, mask of some images).
+recorder: list[tuple[Block, str, Tensor]] | None = None
+
+
 @dataclass(frozen=True)
 class Needs:
     """What is asked for: the input's gradient, and the weight's of each role."""
@@ -229,6 +233,17 @@ class Backward:
             self.grads.x += self.g
         return self.grads
 
+    def _record(self, role: str, bare: Tensor) -> None:
+        """The mask of the activation behind ``bare``, an image, exactly as the kernels take it."""
+        norm = self.run_.stages[role].done
+        if recorder is None or norm.spec.activation == "none":
+            return
+        rows = matrix(bare)
+        ones = torch.ones_like(norm.center)
+        plain = passes.Coefficients(ones, None, None, norm.center)
+        mask = passes.gradient(torch.ones_like(rows), rows, norm.affine, plain, torch.empty_like(rows)) != 0
+        recorder.append((self.run_, role, image_of(mask, bare.shape[0], *bare.shape[2:])))
+
     def _add(self, store: dict[str, Tensor], role: str, value: Tensor) -> None:
         store[role] = store[role] + value if role in store else value
 
@@ -247,6 +262,7 @@ class Backward:
         run = self.run_
         stage = run.last
         u = matrix(self.p if self.p is not None else run.expanded(slice(0, run.n)))
+        self._record("expand", image_of(u, run.n, *run.out_size))
         g = matrix(self.g)
         self.sums["expand"] = passes.reduce(g, u, stage.done.affine, stage.done.center)
         k = stage.done.coefficients(self.sums["expand"], self.count)
@@ -286,8 +302,10 @@ class Backward:
         run, g = self.run_, matrix(self.g)
         assert run.dw is not None and self.v is not None
         v, dw, da = self.v, run.dw.done, self.g
+        self._record("depthwise", v)
         if run.project is not None:
             assert self.p is not None
+            self._record("project", self.p)
             p, norm = matrix(self.p), run.project.done
             self.sums["project"] = passes.reduce(g, p, norm.affine, norm.center)
             k = norm.coefficients(self.sums["project"], self.count)
@@ -324,6 +342,7 @@ class Backward:
                 u = run.x[part] if run.expand is None else run.expanded(part)
                 v, da = scratch_image("convolved", u.shape[0], u.shape[1], *run.out_size, like=u), self.g[part]
                 run.convolve(u, False, v)
+                self._record("depthwise", v)
                 if run.project is not None:
                     da = self._project_frozen(da, v)
                 self._add(self.sums, "depthwise", passes.reduce(matrix(da), matrix(v), dw.affine, dw.center))
@@ -368,6 +387,7 @@ class Backward:
             self._add_product("project", a, rows)
             return image_of(passes.product(rows, self._scaled, False, out), g.shape[0], *run.out_size)
         p = passes.product(a, run.project.weight, True, scratch("project", a.shape[0], norm.spec.out_channels, like=a))
+        self._record("project", image_of(p, g.shape[0], *run.out_size))
         self._add(self.sums, "project", passes.reduce(rows, p, norm.affine, norm.center))
         k = norm.coefficients(self.sums["project"], self.count)
         rows = passes.gradient(rows, p, norm.affine, k, scratch("projected", *p.shape, like=p))
@@ -401,6 +421,7 @@ class Backward:
         dx = run.x.new_empty(matrix(run.x).shape) if pointwise and self.needs.x else None
         pixels = run.height * run.width
         for part, u, da, v in parts:
+            self._record("expand", u)
             g = scratch_image("expanded gradient", *u.shape, like=u)
             needed = self.needs.weights["depthwise"]
             weight, sums = passes.depthwise_gradient(
