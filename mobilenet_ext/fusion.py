@@ -20,9 +20,7 @@ from mobilenet_ext.modules.switch import switch
 _Model = TypeVar("_Model", bound=nn.Module)
 
 
-def fuse(
-    model: _Model, inplace: bool = False, preserve_format: bool = False, training: bool = True
-) -> _Model:
+def fuse(model: _Model, inplace: bool = False, preserve_format: bool = False, training: bool = True) -> _Model:
     """``model`` with every supported block, run of blocks and known whole network on fused kernels.
 
     ``inplace=False`` leaves ``model`` alone and returns a copy; ``inplace=True`` keeps the very Parameter objects,

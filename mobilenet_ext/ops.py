@@ -15,10 +15,10 @@ from torch import Tensor
 from . import autograd as _autograd
 from ._library import native as _native
 from .backends import aten as _aten
+from .spec import ACTIVATIONS, BlockSpec, ConvSpec, Padding, Program, decode, encode, source_names
 from .training import depthwise as _depthwise
 from .training import op as _training
 from .training.run import update_vectors as _update_vectors
-from .spec import ACTIVATIONS, BlockSpec, ConvSpec, Padding, Program, decode, encode, source_names
 
 IntPair = int | Sequence[int]
 

@@ -141,9 +141,7 @@ def test_autocast_and_scaler():
 
 def test_averaged_model_and_update_bn():
     fused = fuse(make_run()).train()
-    averaged = torch.optim.swa_utils.AveragedModel(
-        fused, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.5)
-    )
+    averaged = torch.optim.swa_utils.AveragedModel(fused, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.5))
     optimizer = torch.optim.SGD(fused.parameters(), 0.01)
     for _ in range(2):
         optimizer.zero_grad()

@@ -236,7 +236,8 @@ class Backward {
       d.last_valid = group.channels - (group.blocks - 1) * vector;
       d.lo = -kInfinity;
       d.hi = kInfinity;
-      depthwise_columns(isa_, d, pointers);
+      d.rows = pointers;
+      isa_.depthwise_row(d);
     }
     if (!prologue_.scale) return;
     PassArgs a{};

@@ -24,20 +24,6 @@ std::vector<Band> bands_of(const DepthwiseShape& s) {
   return bands;
 }
 
-void depthwise_columns(const IsaTable& isa, DepthwiseArgs d, const float** pointers) {
-  constexpr int kColumns = 14;
-  const int width = d.width, count = (width + kColumns - 1) / kColumns;
-  for (int i = 0; i < count; ++i) {
-    const int from = static_cast<int>(static_cast<int64_t>(width) * i / count);
-    d.width = static_cast<int>(static_cast<int64_t>(width) * (i + 1) / count) - from;
-    d.rows = pointers;
-    isa.depthwise_row(d);
-    for (int ky = d.ky_begin; ky < d.ky_end; ++ky)
-      pointers[ky] += static_cast<ptrdiff_t>(d.width) * d.stride * isa.vector;
-    d.out += d.width * d.out_pixel;
-  }
-}
-
 GatherArgs gather_args(const Prologue& p, int pixels, const DepthwiseShape& s, const Group& group) {
   GatherArgs a{};
   a.pixels = pixels;

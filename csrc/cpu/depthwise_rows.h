@@ -104,10 +104,6 @@ class InputReader {
   int next_ = 0;
 };
 
-// One row of the depthwise kernel, some columns of all channels at a time: in channels_last memory those are a few
-// consecutive runs, which the processor prefetches, while one channel block of a whole row is a line here and there.
-void depthwise_columns(const IsaTable& isa, DepthwiseArgs d, const float** pointers);
-
 GatherArgs gather_args(const Prologue& p, int pixels, const DepthwiseShape& s, const Group& group);
 
 // The floats that a call reads and writes, which tell how many workers it is worth.

@@ -89,7 +89,8 @@ class Forward {
     d.last_valid = group.channels - (group.blocks - 1) * vector;
     d.lo = -kInfinity;
     d.hi = kInfinity;
-    depthwise_columns(isa_, d, pointers);
+    d.rows = pointers;
+    isa_.depthwise_row(d);
   }
 
   const IsaTable& isa_;

@@ -18,8 +18,10 @@ NOINLINE void weight_gradient_tile(const WeightGradientArgs& d, int block, int k
     const T gradient = Full::load(g);
     g += Full::W;
     UNROLL for (int r = 0; r < R; ++r) {
-      UNROLL for (int k = 0; k < KW; ++k) Full::accumulate(acc[r][k], gradient, Full::load(x[r] + k * Full::W));
+      // Not accumulate(): with the load as an operand of the FMA no further register is needed.
+      UNROLL for (int k = 0; k < KW; ++k) acc[r][k] = Full::fma(gradient, Full::load(x[r] + k * Full::W), acc[r][k]);
       x[r] += S * Full::W;
+      KEEP_IN_REGISTER(x[r]);  // else the compiler carries inputs from one column to the next, through the stack
     }
   }
   UNROLL for (int r = 0; r < R; ++r) {

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def set_modes(model: nn.Module, mode: str) -> nn.Module:
     return model
 
 
-def prepare(name: str, mode: str, form: str) -> nn.Module:
+def prepare(name: str, mode: str, form: str) -> Any:
     """The model in training mode in one form; weights and input memory are channels_last in all of them."""
     model = set_modes(loading.load(name).to(memory_format=torch.channels_last), mode)
     if form == "mobilenet_ext":
@@ -65,7 +66,8 @@ class _Child:
         )
 
     def ask(self, what: str) -> Any:
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.write(what + "\n")
         self._process.stdin.flush()
         line = self._process.stdout.readline()
@@ -83,7 +85,7 @@ def measure(
     name: str, batches: list[int], size: int, threads: int, rounds: int, forms: tuple[str, ...], progress: Progress
 ) -> list[dict[str, Any]]:
     """One row per mode, batch and form: median step, forward and backward in ms, saved and peak bytes, ratio."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for mode in MODES:
         for batch in batches:
             children = {form: _Child([name, str(batch), str(size), str(threads), mode, form]) for form in forms}
@@ -138,8 +140,8 @@ def depthwise_layers(batch: int, threads: int, rounds: int, progress: Progress) 
         x = torch.randn(batch, channels, size, size).contiguous(memory_format=torch.channels_last).requires_grad_()
         weight = torch.randn(channels, 1, 3, 3, requires_grad=True)
         calls: dict[str, Callable[[], Tensor]] = {
-            "ours": lambda x=x, w=weight, s=stride: ops.depthwise_conv2d(x, w, stride=s, padding=1),
-            "torch": lambda x=x, w=weight, s=stride, c=channels: F.conv2d(x, w, None, s, 1, 1, c),
+            "ours": partial(ops.depthwise_conv2d, x, weight, stride=stride, padding=1),
+            "torch": partial(F.conv2d, x, weight, stride=stride, padding=1, groups=channels),
         }
         g = torch.randn(calls["torch"]().shape).contiguous(memory_format=torch.channels_last)
         times: dict[str, list[tuple[float, float]]] = {form: [] for form in calls}
@@ -191,9 +193,7 @@ def _in_order(recorded: list[tuple[block.Block, str, Tensor]]) -> list[Tensor]:
     return [torch.cat(parts[role]) for parts in reversed(blocks.values()) for role in ROLES if role in parts]
 
 
-def _error(
-    name: str, mode: str, x: Tensor, target: Tensor, masks: list[Tensor], found: list[Tensor]
-) -> float:
+def _error(name: str, mode: str, x: Tensor, target: Tensor, masks: list[Tensor], found: list[Tensor]) -> float:
     exact = set_modes(loading.load(name).double(), mode)
     remaining = iter(masks)
 

@@ -51,7 +51,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     what.add_argument("--overhead", action="store_true", help="also: what a call costs outside the kernels")
     what.add_argument("--memory", action="store_true", help="also: peak memory of a forward at the largest batch")
     what.add_argument(
-        "--training", action="store_true", help="time training steps instead: batch 16 and 32, frozen and batch BatchNorm"
+        "--training",
+        action="store_true",
+        help="time training steps instead: batch 16 and 32, frozen and batch BatchNorm",
     )
     how = parser.add_argument_group("how")
     how.add_argument("--rounds", type=_positive, metavar="N", help="exactly so many rounds instead of --seconds")

@@ -103,13 +103,14 @@ class Block:
         if is_pointwise(self.expand.spec):
             rows = matrix(x)
             shape = (rows.shape[0], self.expand.spec.out_channels)
-            out = x.new_empty(shape) if keep else scratch("expanded", *shape, like=x)
+            out = x.new_empty(shape) if keep else scratch("expanded", x, *shape)
             return image_of(passes.product(rows, self.expand.weight, True, out), x.shape[0], *self.hidden_size)
         return channels_last(aten.convolve(self.expand.spec, x, self.expand.weight, None))
 
     def convolve(self, hidden: Tensor, wants_moments: bool, out: Tensor) -> Stats:
         """The depthwise convolution, bare, of the bare expand convolution (of the input where there is none)."""
-        assert self.dw is not None and self.geometry is not None
+        assert self.dw is not None
+        assert self.geometry is not None
         before = self.expand.done.affine if self.expand is not None else None
         return passes.depthwise(hidden, self.dw.weight, None, before, self.geometry, wants_moments, out)
 
@@ -117,7 +118,7 @@ class Block:
         """The depthwise result of some images after BatchNorm and activation, a matrix in scratch memory."""
         assert self.dw is not None
         rows = matrix(v)
-        return passes.apply(rows, self.dw.done.affine, scratch("activated", *rows.shape, like=rows))
+        return passes.apply(rows, self.dw.done.affine, scratch("activated", rows, *rows.shape))
 
     # --- forward ----------------------------------------------------------------------------------------------------
 
@@ -163,7 +164,7 @@ class Block:
                     found = (matrix(u).shape[0], *passes.moments(matrix(u)))
                     whole = found if whole is None else passes.merge(whole, found)
             self._close(self.expand, whole[1:] if whole else None, stats)
-        v = empty_image(self.n, self.dw.spec.out_channels, *self.out_size, like=self.x)
+        v = empty_image(self.x, self.n, self.dw.spec.out_channels, *self.out_size)
         total: tuple[int, Tensor, Tensor] | None = None
         for part in parts:
             u = self.expanded(part) if kept is None else kept
@@ -266,7 +267,7 @@ class Backward:
         g = matrix(self.g)
         self.sums["expand"] = passes.reduce(g, u, stage.done.affine, stage.done.center)
         k = stage.done.coefficients(self.sums["expand"], self.count)
-        du = passes.gradient(g, u, stage.done.affine, k, scratch("masked", *g.shape, like=g))
+        du = passes.gradient(g, u, stage.done.affine, k, scratch("masked", g, *g.shape))
         self._expand_gradient(image_of(du, run.n, *run.out_size))
 
     def _expand_gradient(self, du: Tensor) -> None:
@@ -300,7 +301,8 @@ class Backward:
     # Statistics of the batch: sums over all of it stand between the stages.
     def _batch(self) -> None:
         run, g = self.run_, matrix(self.g)
-        assert run.dw is not None and self.v is not None
+        assert run.dw is not None
+        assert self.v is not None
         v, dw, da = self.v, run.dw.done, self.g
         self._record("depthwise", v)
         if run.project is not None:
@@ -309,8 +311,8 @@ class Backward:
             p, norm = matrix(self.p), run.project.done
             self.sums["project"] = passes.reduce(g, p, norm.affine, norm.center)
             k = norm.coefficients(self.sums["project"], self.count)
-            dp = passes.gradient(g, p, norm.affine, k, scratch("projected", *p.shape, like=p))
-            rows = scratch("activated gradient", p.shape[0], run.project.spec.in_channels, like=p)
+            dp = passes.gradient(g, p, norm.affine, k, scratch("projected", p, *p.shape))
+            rows = scratch("activated gradient", p, p.shape[0], run.project.spec.in_channels)
             for part in run.chunks():
                 some = matrix(v[part])
                 self._add_product("project", run.activated(v[part]), run._rows(dp, part))
@@ -340,7 +342,7 @@ class Backward:
         def parts() -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
             for part in run.chunks():
                 u = run.x[part] if run.expand is None else run.expanded(part)
-                v, da = scratch_image("convolved", u.shape[0], u.shape[1], *run.out_size, like=u), self.g[part]
+                v, da = scratch_image("convolved", u, u.shape[0], u.shape[1], *run.out_size), self.g[part]
                 run.convolve(u, False, v)
                 self._record("depthwise", v)
                 if run.project is not None:
@@ -378,41 +380,43 @@ class Backward:
     def _project_frozen(self, g: Tensor, v: Tensor) -> Tensor:
         """The gradient that arrives at the activated depthwise result of some images."""
         run = self.run_
-        assert run.project is not None and run.dw is not None
+        assert run.project is not None
+        assert run.dw is not None
         norm, rows = run.project.done, matrix(g)
         a = run.activated(v)
-        out = scratch("activated gradient", *a.shape, like=a)
+        out = scratch("activated gradient", a, *a.shape)
         if norm.spec.activation == "none" and self.needs.weights["project"]:
             # The scale goes into the weights, and _project_sums makes the sums of the whole batch.
             self._add_product("project", a, rows)
             return image_of(passes.product(rows, self._scaled, False, out), g.shape[0], *run.out_size)
-        p = passes.product(a, run.project.weight, True, scratch("project", a.shape[0], norm.spec.out_channels, like=a))
+        p = passes.product(a, run.project.weight, True, scratch("project", a, a.shape[0], norm.spec.out_channels))
         self._record("project", image_of(p, g.shape[0], *run.out_size))
         self._add(self.sums, "project", passes.reduce(rows, p, norm.affine, norm.center))
         k = norm.coefficients(self.sums["project"], self.count)
-        rows = passes.gradient(rows, p, norm.affine, k, scratch("projected", *p.shape, like=p))
+        rows = passes.gradient(rows, p, norm.affine, k, scratch("projected", p, *p.shape))
         self._add_product("project", a, rows)
         return image_of(passes.product(rows, run.project.weight, False, out), g.shape[0], *run.out_size)
 
     def _depthwise(self, da: Tensor, v: Tensor, k: passes.Coefficients, x: Tensor) -> None:
         """The depthwise stage of a block that begins with it, on the whole batch."""
         run = self.run_
-        assert run.dw is not None and run.geometry is not None
-        dx = empty_image(*x.shape, like=x) if self.needs.x else None
+        assert run.dw is not None
+        assert run.geometry is not None
+        dx = empty_image(x, *x.shape) if self.needs.x else None
         needed = self.needs.weights["depthwise"]
         weight, _ = passes.depthwise_gradient(
-            da, v, run.dw.done.affine, k, x, run.dw.weight, None, None, run.geometry, needed, dx
+            da, passes.Behind(v, run.dw.done.affine, k), x, run.dw.weight, None, None, run.geometry, needed, dx
         )
         self.grads.x = dx
         if self.needs.weights["depthwise"]:
             self.grads.stages["depthwise"]["weight"] = weight
 
-    def _hidden(
-        self, parts: Iterator[tuple[slice, Tensor, Tensor, Tensor]], k: passes.Coefficients
-    ) -> None:
+    def _hidden(self, parts: Iterator[tuple[slice, Tensor, Tensor, Tensor]], k: passes.Coefficients) -> None:
         """Depthwise and expand backward, part by part: (images, bare expand result, gradient at a, bare depthwise)."""
         run = self.run_
-        assert run.dw is not None and run.expand is not None and run.geometry is not None
+        assert run.dw is not None
+        assert run.expand is not None
+        assert run.geometry is not None
         expand, dw = run.expand.done, run.dw.done
         pointwise = is_pointwise(run.expand.spec)
         # Gradients of BatchNorm need the mean of x to be gone from the product with it; see _expand_batch.
@@ -422,10 +426,18 @@ class Backward:
         pixels = run.height * run.width
         for part, u, da, v in parts:
             self._record("expand", u)
-            g = scratch_image("expanded gradient", *u.shape, like=u)
+            g = scratch_image("expanded gradient", u, *u.shape)
             needed = self.needs.weights["depthwise"]
             weight, sums = passes.depthwise_gradient(
-                da, v, dw.affine, k, u, run.dw.weight, expand.affine, expand.center, run.geometry, needed, g
+                da,
+                passes.Behind(v, dw.affine, k),
+                u,
+                run.dw.weight,
+                expand.affine,
+                expand.center,
+                run.geometry,
+                needed,
+                g,
             )
             self._add(self.sums, "expand", sums)
             if self.needs.weights["depthwise"]:
@@ -475,5 +487,5 @@ class Backward:
             self.grads.stages["expand"]["weight"] -= slope @ gram
         if dx is not None:
             row = (norm.scale * (sums[0] / count)).to(weight.dtype) @ weight
-            lost = passes.product(centred, weight.t() @ slope, False, scratch("lost", *dx.shape, like=dx))
+            lost = passes.product(centred, weight.t() @ slope, False, scratch("lost", dx, *dx.shape))
             dx.sub_(lost).sub_(row)

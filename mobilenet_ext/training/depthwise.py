@@ -32,7 +32,7 @@ def _geometry(codes: Sequence[int], x: Tensor) -> Geometry:
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: list[int]) -> Tensor:
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
         g = _geometry(geometry, x)
-        y = empty_image(x.shape[0], x.shape[1], *g.out, like=x)
+        y = empty_image(x, x.shape[0], x.shape[1], *g.out)
         bias = None if bias is None else bias.contiguous()
         passes.depthwise(channels_last(x), weight.contiguous(), bias, None, g, False, y)
         return y
@@ -49,11 +49,11 @@ def _backward(
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
         x, g = channels_last(x), channels_last(g)
         none = x.new_empty(0)
-        dx = empty_image(*x.shape, like=x) if needs[0] else None
+        dx = empty_image(x, *x.shape) if needs[0] else None
         dw, db = none.clone(), none.clone()
         if needs[0] or needs[1]:
             found, _ = passes.depthwise_gradient(
-                g, None, None, None, x, weight.contiguous(), None, None, _geometry(geometry, x), bool(needs[1]), dx
+                g, None, x, weight.contiguous(), None, None, _geometry(geometry, x), bool(needs[1]), dx
             )
             dw = found if needs[1] else dw
         if needs[2]:

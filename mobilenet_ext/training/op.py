@@ -133,7 +133,7 @@ def _backward(
         named = {role: {name: bool(next(wanted)) for name in spec.sources} for role, spec in block.stages()}
         weights = {role: names["weight"] for role, names in named.items()}
         run = Block(block, channels_last(x), tensors, [bool(b) for b in batch])
-        kept = [t if t.numel() or not t.dim() == 1 else None for t in (v, p)]
+        kept = [t if t.numel() or t.dim() != 1 else None for t in (v, p)]
         grads = run.backward(g, kept[0], kept[1], pairs, Needs(need_x, weights))
         none = x.new_empty(0)
         result = [none if grads.x is None else channels_last(grads.x)]

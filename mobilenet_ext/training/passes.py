@@ -151,11 +151,18 @@ def depthwise(
     return moments(matrix(out)) if wants_moments else (x.new_empty(0), x.new_empty(0))
 
 
+class Behind(NamedTuple):
+    """The gradient at hand is behind ``after`` of ``y``, a convolution's result, whose gradient it makes by
+    ``coefficients``."""
+
+    y: Tensor
+    after: Affine
+    coefficients: Coefficients
+
+
 def depthwise_gradient(
     g: Tensor,
-    y: Tensor | None,
-    after: Affine | None,
-    coefficients: Coefficients | None,
+    behind: Behind | None,
     x: Tensor,
     weight: Tensor,
     before: Affine | None,
@@ -167,26 +174,24 @@ def depthwise_gradient(
     """Gradients of a depthwise convolution of ``before(x)``: the weight's, and sums as :func:`reduce` gives them.
 
     ``out`` receives the input's; with ``before`` that stops at its mask, and the sums are over it and ``x - center``.
-    With ``y``, the convolution's result, ``g`` is the gradient behind ``after`` and becomes that of ``y`` by
-    ``coefficients``.
+    Without ``behind``, ``g`` is the gradient of the convolution's own result.
     """
-    has_y = y is not None and after is not None and coefficients is not None
     if _native(x):
         scale, shift, lo, hi = before or (None, None, 0.0, 0.0)
-        tensors: list[Tensor] = []
-        bounds: list[float] = []
-        if has_y:
-            tensors = [after.scale, after.shift, coefficients.a]
-            if coefficients.b is not None and coefficients.c is not None:
-                tensors += [coefficients.b, coefficients.c, coefficients.center]
-            bounds = [after.lo, after.hi]
+        y, tensors, bounds = None, [], []
+        if behind is not None:
+            y, after, k = behind
+            tensors, bounds = [after.scale, after.shift, k.a], [after.lo, after.hi]
+            if k.b is not None and k.c is not None:
+                tensors += [k.b, k.c, k.center]
         dw, sums = _ops.depthwise_backward(
             g, y, tensors, bounds, x, weight, scale, shift, center, lo, hi, geometry.encoded(), need_weight, out
         )
         return dw, sums
     n, _, height, width = x.shape
-    if has_y:
-        rows = gradient(matrix(g), matrix(y), after, coefficients, torch.empty_like(matrix(y)))
+    if behind is not None:
+        rows = matrix(behind.y)
+        rows = gradient(matrix(g), rows, behind.after, behind.coefficients, torch.empty_like(rows))
         g = image_of(rows, n, *geometry.out)
     top, bottom, left, right = geometry.padding
     padded = F.pad(_activated(x, before), (left, right, top, bottom))

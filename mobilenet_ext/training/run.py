@@ -138,7 +138,3 @@ def update_vectors(
             running.mul_(1 - momentum).add_(new.to(running.dtype), alpha=momentum)
         elif batches is not None:
             running.add_((new.to(running.dtype) - running) / batches)
-
-
-
-

@@ -23,7 +23,7 @@ class _Buffers(threading.local):
 _buffers = _Buffers()
 
 
-def scratch(name: str, *shape: int, like: Tensor) -> Tensor:
+def scratch(name: str, like: Tensor, *shape: int) -> Tensor:
     """A contiguous tensor with arbitrary contents; valid until the thread asks for ``name`` again."""
     size = math.prod(shape)
     key = (name, like.dtype)
@@ -36,11 +36,11 @@ def scratch(name: str, *shape: int, like: Tensor) -> Tensor:
     return buffer[:size].view(shape)
 
 
-def scratch_image(name: str, n: int, channels: int, height: int, width: int, like: Tensor) -> Tensor:
+def scratch_image(name: str, like: Tensor, n: int, channels: int, height: int, width: int) -> Tensor:
     """The same as a channels_last image."""
-    return scratch(name, n, height, width, channels, like=like).permute(0, 3, 1, 2)
+    return scratch(name, like, n, height, width, channels).permute(0, 3, 1, 2)
 
 
-def empty_image(n: int, channels: int, height: int, width: int, like: Tensor) -> Tensor:
+def empty_image(like: Tensor, n: int, channels: int, height: int, width: int) -> Tensor:
     """Fresh memory, channels_last."""
     return like.new_empty((n, height, width, channels)).permute(0, 3, 1, 2)
