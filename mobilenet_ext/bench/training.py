@@ -254,12 +254,13 @@ def _main(name: str, batch: str, size: str, threads: str, mode: str, form: str) 
     for request in sys.stdin:
         if request.strip() == "memory":
             _step(model, x[:2], target[:2])
-            saved = saved_bytes(model, x, target)
+            # The peak first: memory that a full step has left with the allocator would hide it.
             model.zero_grad(set_to_none=True)
             Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark back to what is there now
             before = _status("VmRSS")
             _step(model, x, target)
-            answer: Any = {"saved_bytes": saved, "peak_bytes": _status("VmHWM") - before}
+            peak = _status("VmHWM") - before
+            answer: Any = {"saved_bytes": saved_bytes(model, x, target), "peak_bytes": peak}
         else:
             answer = _step(model, x, target)
         print(json.dumps(answer), flush=True)
