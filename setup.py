@@ -15,10 +15,11 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "build_backend"))
 
-from environment import BuildError, Torch, cuda_part, find_tools, find_torch, parallel_jobs  # noqa: E402
+from environment import BuildError, Cuda, Torch, cuda_part, find_tools, find_torch, parallel_jobs  # noqa: E402
 
 # Every shared library is an Extension, because editable installs copy only those beside the sources.
 OPS = "mobilenet_ext.libmobilenet_ext_ops"
+CUDA = "mobilenet_ext.libmobilenet_ext_cuda"
 MODULE = "mobilenet_ext._C"
 
 
@@ -26,17 +27,19 @@ class CMakeBuild(build_ext):
     """Builds every extension with one CMake run."""
 
     def get_ext_filename(self, fullname: str) -> str:
-        """The ops library holds no Python, so its name carries no Python version."""
-        if fullname.rsplit(".", 1)[-1] == OPS.rsplit(".", 1)[-1]:
+        """The operator libraries hold no Python, so their names carry no Python version."""
+        if fullname.rsplit(".", 1)[-1] in (OPS.rsplit(".", 1)[-1], CUDA.rsplit(".", 1)[-1]):
             return os.path.join(*fullname.split(".")) + ".so"
         return str(super().get_ext_filename(fullname))
 
     def build_extensions(self) -> None:
         try:
-            cuda = cuda_part()
             jobs = parallel_jobs()
             torch = find_torch()
-            self.configure_and_build(torch, jobs)
+            cuda = cuda_part(torch)
+            if cuda.nvcc is not None:
+                self.extensions.append(Extension(CUDA, []))
+            self.configure_and_build(torch, jobs, cuda)
         except BuildError as error:
             raise SystemExit(f"mobilenet_ext: {error}") from None
         build = self.build_directory()
@@ -44,13 +47,13 @@ class CMakeBuild(build_ext):
             if not Path(self.get_ext_fullpath(ext.name)).is_file():
                 raise SystemExit(f"mobilenet_ext: CMake finished but did not write {self.get_ext_fullpath(ext.name)}.")
         print(f"mobilenet_ext: built against torch {torch.version} in {torch.directory}")
-        print((build / "parts.txt").read_text().rstrip())
-        print(f"CUDA part: {cuda}", flush=True)
+        print((build / "parts.txt").read_text().splitlines()[0])
+        print(f"CUDA part: {cuda.text}", flush=True)
 
     def build_directory(self) -> Path:
         return Path(self.build_temp).resolve() / "cmake"
 
-    def configure_and_build(self, torch: Torch, jobs: int | None) -> None:
+    def configure_and_build(self, torch: Torch, jobs: int | None, cuda: Cuda) -> None:
         """Raises BuildError with one sentence; the compiler's own output stands above it."""
         try:
             import pybind11
@@ -64,6 +67,8 @@ class CMakeBuild(build_ext):
             "CMAKE_BUILD_TYPE": "Release",
             "CMAKE_MAKE_PROGRAM": tools.ninja,
             "MOBILENET_EXT_TORCH_DIR": str(torch.directory),
+            "MOBILENET_EXT_NVCC": str(cuda.nvcc or ""),
+            "MOBILENET_EXT_GENCODE": cuda.gencode,
             "Python_EXECUTABLE": sys.executable,
             "pybind11_DIR": pybind11.get_cmake_dir(),
         }

@@ -140,11 +140,80 @@ def parallel_jobs() -> int | None:
     return int(text)
 
 
-def cuda_part() -> str:
-    """What to print about the CUDA part; raises BuildError when MOBILENET_EXT_CUDA asks for what is not there."""
+@dataclass(frozen=True)
+class Cuda:
+    """What the CUDA part is built with, or why it is not built (``nvcc`` is then None)."""
+
+    nvcc: Path | None
+    gencode: str
+    text: str
+
+
+# What TORCH_CUDA_ARCH_LIST stands for when it is unset: code for these, and PTX for whatever comes after the last.
+CUDA_ARCHITECTURES = "8.0;9.0;10.0+PTX"
+
+
+def cuda_part(torch: Torch) -> Cuda:
+    """Whether and how to build the CUDA part; BuildError when MOBILENET_EXT_CUDA asks for what is not there.
+
+    ``auto`` builds it when nvcc with its headers is found and torch has CUDA; whether a GPU is visible plays no part.
+    """
     wish = os.environ.get("MOBILENET_EXT_CUDA", "auto")
     if wish not in ("auto", "0", "1"):
         raise BuildError(f"MOBILENET_EXT_CUDA is {wish!r}; allowed are auto, 1 and 0.")
-    if wish == "1":
-        raise BuildError("MOBILENET_EXT_CUDA=1 asks for the CUDA part, but this version has no CUDA sources; unset it.")
-    return "not built (this version has no CUDA sources)"
+    if wish == "0":
+        return Cuda(None, "", "not built (MOBILENET_EXT_CUDA=0)")
+    reason = None
+    nvcc = find_nvcc()
+    if not (torch.directory / "lib/libtorch_cuda.so").is_file():
+        reason = f"the torch in {torch.directory} has no CUDA"
+    elif nvcc is None:
+        reason = "no nvcc with its headers was found (looked in CUDA_HOME, on the PATH and in /usr/local/cuda*)"
+    if reason is not None:
+        if wish == "1":
+            raise BuildError(f"MOBILENET_EXT_CUDA=1 asks for the CUDA part, but {reason}.")
+        return Cuda(None, "", f"not built ({reason})")
+    gencode = gencode_options(os.environ.get("TORCH_CUDA_ARCH_LIST") or CUDA_ARCHITECTURES)
+    return Cuda(nvcc, gencode, f"built by {nvcc}")
+
+
+def find_nvcc() -> Path | None:
+    """An nvcc whose toolkit has headers: in CUDA_HOME, behind the one on the PATH, or in the usual places."""
+    homes = [Path(value) for name in ("CUDA_HOME", "CUDA_PATH") if (value := os.environ.get(name))]
+    if (found := shutil.which("nvcc")) is not None:
+        path = Path(found).resolve()
+        homes.append(path.parent.parent)
+        homes += _named_in_wrapper(path)
+    homes += [Path("/usr/local/cuda"), *sorted(Path("/usr/local").glob("cuda-*"), reverse=True)]
+    for home in homes:
+        if (home / "bin/nvcc").is_file() and (home / "include/cuda_runtime.h").is_file():
+            return home / "bin/nvcc"
+    return None
+
+
+def _named_in_wrapper(path: Path) -> list[Path]:
+    """The toolkits that a shell script named nvcc calls."""
+    with path.open("rb") as file:
+        if file.read(2) != b"#!":
+            return []
+    return [Path(match) for match in re.findall(r"(/[^\s\"']+)/bin/nvcc", path.read_text(errors="replace"))]
+
+
+def gencode_options(architectures: str) -> str:
+    """nvcc's options for a list in the form of TORCH_CUDA_ARCH_LIST, such as ``8.0;9.0+PTX``."""
+    options = []
+    for word in architectures.replace(",", ";").replace(" ", ";").split(";"):
+        if not word:
+            continue
+        match = re.fullmatch(r"(\d+)\.(\d+)([af]?)(\+PTX)?", word)
+        if match is None:
+            raise BuildError(f"TORCH_CUDA_ARCH_LIST has {word!r}; allowed are entries such as 8.0, 9.0a and 9.0+PTX.")
+        number = match[1] + match[2] + match[3]
+        if (int(match[1]), int(match[2])) < (8, 0):
+            raise BuildError(f"TORCH_CUDA_ARCH_LIST has {word}; the CUDA kernels need 8.0 or newer.")
+        options.append(f"-gencode=arch=compute_{number},code=sm_{number}")
+        if match[4]:
+            options.append(f"-gencode=arch=compute_{number},code=compute_{number}")
+    if not options:
+        raise BuildError("TORCH_CUDA_ARCH_LIST names no architecture.")
+    return " ".join(options)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .backends.aten import activate, paddings, split
 from .freshness import bump_epoch
-from .spec import BlockSpec, ConvSpec, LinearSpec, decode
+from .spec import SQUEEZE_ROLES, BlockSpec, ChainItem, ConvSpec, LinearSpec, PoolSpec, decode
 
 
 @dataclass
@@ -48,11 +48,21 @@ def _forward_stage(spec: ConvSpec, tensors: dict[str, Tensor], x: Tensor) -> tup
 
 def _backward_activation(spec: ConvSpec, grad: Tensor, before: Tensor) -> Tensor:
     """ReLU and ReLU6 pass the gradient strictly inside their linear range, as PyTorch's do: 0 at 0 and at 6."""
+    aten = torch.ops.aten
     if spec.activation == "relu":
         return grad * (before > 0)
     if spec.activation == "relu6":
         return grad * ((before > 0) & (before < 6))
-    return grad
+    if spec.activation == "leaky_relu":
+        return aten.leaky_relu_backward(grad, before, spec.slope, False)
+    if spec.activation == "sigmoid":
+        return aten.sigmoid_backward(grad, torch.sigmoid(before))
+    backwards = {
+        "hardswish": aten.hardswish_backward,
+        "silu": aten.silu_backward,
+        "hardsigmoid": aten.hardsigmoid_backward,
+    }
+    return backwards[spec.activation](grad, before) if spec.activation in backwards else grad
 
 
 def _backward_stage(stage: _Stage, grad: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -83,48 +93,99 @@ def _backward_stage(stage: _Stage, grad: Tensor) -> tuple[Tensor, dict[str, Tens
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, list[Tensor | None], None, None, None]:
     # The forward computed in fp32 whatever autocast says; so must what recomputes it.
-    with torch.autocast("cpu", enabled=False):
+    with torch.autocast(grad.device.type, enabled=False):
         return _backward_fp32(ctx, grad)
 
 
 def _backward_fp32(ctx: Any, grad: Tensor) -> tuple[Tensor | None, list[Tensor | None], None, None, None]:
     bump_epoch()  # whoever called backward may now write to parameters in ways that leave no trace
     x, *sources = ctx.saved_tensors
+    dtype = x.dtype
+    if (wide := torch.promote_types(dtype, sources[0].dtype)) != dtype:  # autocast on a GPU: half image, fp32 weights
+        x, grad = x.to(wide), grad.to(wide)
     program = decode(ctx.program, ctx.constants)
-    items = list(split(program.chain, sources))
-    inputs: list[Tensor] = []
-    stages: list[list[_Stage]] = []
-    for item, tensors in items:
-        inputs.append(x)
-        if isinstance(item, LinearSpec):
-            stages.append([])
-            break
-        y, done = x, []
-        for (_, spec), t in zip(item.stages(), tensors, strict=True):
-            stage, y = _forward_stage(spec, t, y)
-            done.append(stage)
-        stages.append(done)
-        x = y.mean((2, 3)) if item.pool else y + x if item.residual else y
+    done: list[_Item] = []
+    before = x
+    for item, tensors in split(program.chain, sources):
+        shortcut = before if isinstance(item, BlockSpec) and item.residual_back else x
+        before = x
+        forward, x = _forward_item(item, tensors, x, shortcut)
+        done.append(forward)
     result: list[Tensor | None] = []
-    for (item, tensors), before, done in zip(reversed(items), reversed(inputs), reversed(stages), strict=True):
-        if isinstance(item, LinearSpec):
-            named = {"weight": grad.t() @ before, "conv_bias": grad.sum(0)}
-            result = [named[name] for name in item.sources]
-            grad = grad @ tensors[0]["weight"]
-            continue
-        grad, ours = _backward_block(item, done, grad)
+    pending: Tensor | None = None  # what a shortcut over two items gives the input of the item before
+    for forward in reversed(done):
+        passed = grad
+        grad, ours = _backward_item(forward, grad)
+        if pending is not None:
+            grad, pending = grad + pending, None
+        if isinstance(forward.item, BlockSpec) and forward.item.residual_back:
+            pending = passed
         result = ours + result
-    return grad, result, None, None, None
+    return grad.to(dtype), result, None, None, None
 
 
-def _backward_block(item: BlockSpec, stages: list[_Stage], grad: Tensor) -> tuple[Tensor, list[Tensor | None]]:
+@dataclass
+class _Item:
+    """One item of the chain after its forward; ``squeezed`` is the depthwise output before its scaling, and scale."""
+
+    item: ChainItem
+    stages: list[tuple[str, _Stage]]
+    squeezed: tuple[Tensor, Tensor] | None = None
+    weight_dim: int = 4
+    pooled: tuple[int, int] = (1, 1)
+
+
+def _forward_item(
+    item: ChainItem, tensors: list[dict[str, Tensor]], x: Tensor, shortcut: Tensor
+) -> tuple[_Item, Tensor]:
+    if isinstance(item, LinearSpec):
+        spec, t = item.as_conv(), dict(tensors[0])
+        t["weight"] = t["weight"].reshape(spec.weight_shape)
+        stage, y = _forward_stage(spec, t, x[:, :, None, None])
+        return _Item(item, [("linear", stage)], weight_dim=tensors[0]["weight"].dim()), y.flatten(1)
+    if isinstance(item, PoolSpec):
+        return _Item(item, [], pooled=(x.shape[2], x.shape[3])), x.mean((2, 3))
+    y, done = x, _Item(item, [])
+    scale = x
+    for (role, spec), t in zip(item.stages(), tensors, strict=True):
+        if role in SQUEEZE_ROLES:
+            stage, scale = _forward_stage(spec, t, y.mean((2, 3), keepdim=True) if role == "reduce" else scale)
+            if role == "excite":
+                done.squeezed, y = (y, scale), y * scale
+        else:
+            stage, y = _forward_stage(spec, t, y)
+        done.stages.append((role, stage))
     if item.pool:
-        last = stages[-1].before
+        y = y.mean((2, 3))
+    return done, y + shortcut if item.residual or item.residual_back else y
+
+
+def _backward_item(done: _Item, grad: Tensor) -> tuple[Tensor, list[Tensor | None]]:
+    item = done.item
+    if isinstance(item, LinearSpec):
+        stage = done.stages[0][1]
+        grad, named = _backward_stage(stage, grad[:, :, None, None])
+        weight = named["weight"]
+        # The source's own shape: (out, in) or (out, in, 1, 1).
+        named["weight"] = weight.reshape(weight.shape[: done.weight_dim])
+        return grad.flatten(1), [named.get(name) for name in item.sources]
+    if isinstance(item, PoolSpec):
+        height, width = done.pooled
+        return (grad / (height * width))[:, :, None, None].expand(*grad.shape, height, width), []
+    if item.pool:
+        last = done.stages[-1][1].before
         grad = (grad / (last.shape[2] * last.shape[3]))[:, :, None, None].expand_as(last)
     passed = grad
     result: list[Tensor | None] = []
-    for stage in reversed(stages):
+    outer = grad  # of the depthwise output, while the two layers beside it are gone through
+    for role, stage in reversed(done.stages):
+        if role == "excite":
+            assert done.squeezed is not None
+            y, scale = done.squeezed
+            outer, grad = grad * scale, (grad * y).sum((2, 3), keepdim=True)
         grad, named = _backward_stage(stage, grad)
+        if role == "reduce":
+            grad = outer + grad / (outer.shape[2] * outer.shape[3])
         result = [named.get(name) for name in stage.spec.sources] + result
     return (grad + passed if item.residual else grad), result
 

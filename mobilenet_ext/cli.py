@@ -14,8 +14,9 @@ from importlib import import_module
 from pathlib import Path
 
 # Each is a module of mobilenet_ext.commands; heavy imports belong in its run().
-COMMANDS = ("info", "verify", "bench", "cost", "inspect", "demo")
+COMMANDS = ("info", "fuse", "verify", "bench", "cost", "inspect", "demo")
 _EXTRAS = {
+    "fuse": "bench",
     "verify": "bench",
     "bench": "bench",
     "inspect": "bench",

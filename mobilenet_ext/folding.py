@@ -14,6 +14,24 @@ from torch import Tensor
 from mobilenet_ext.spec import ConvSpec
 
 
+def scale_and_shift(spec: ConvSpec, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """What BatchNorm in eval mode, and the convolution's bias, do to the bare convolution of ``spec``.
+
+    ``tensors`` as in :func:`fold`.  Returns ``(scale, shift)``, float64 of shape ``(out_channels,)``, with
+    ``batch_norm(conv(x) + bias) == conv(x) * scale + shift``.
+    """
+    values = {name: tensors[name].detach().double() for name in spec.sources if name != "num_batches_tracked"}
+    weight = values["weight"]
+    zero = torch.zeros(spec.out_channels, dtype=torch.float64, device=weight.device)
+    bias = values.get("conv_bias", zero)
+    if not spec.has_bn:
+        return torch.ones_like(zero), bias.clone()
+    scale = torch.rsqrt(values["running_var"] + spec.eps)
+    if "bn_weight" in values:
+        scale = scale * values["bn_weight"]
+    return scale, (bias - values["running_mean"]) * scale + values.get("bn_bias", zero)
+
+
 def fold(spec: ConvSpec, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Weight and bias of the convolution that equals ``spec``'s convolution followed by its BatchNorm in eval mode.
 
@@ -23,13 +41,5 @@ def fold(spec: ConvSpec, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]
     Returns ``(weight, bias)`` in float64 on the device of the sources, detached: weight of shape ``spec.weight_shape``,
     bias of shape ``(out_channels,)``.
     """
-    values = {name: tensors[name].detach().double() for name in spec.sources if name != "num_batches_tracked"}
-    weight = values["weight"]
-    zero = torch.zeros(spec.out_channels, dtype=torch.float64, device=weight.device)
-    bias = values.get("conv_bias", zero)
-    if not spec.has_bn:
-        return weight, bias.clone()
-    scale = torch.rsqrt(values["running_var"] + spec.eps)
-    if "bn_weight" in values:
-        scale = scale * values["bn_weight"]
-    return weight * scale[:, None, None, None], (bias - values["running_mean"]) * scale + values.get("bn_bias", zero)
+    scale, shift = scale_and_shift(spec, tensors)
+    return tensors["weight"].detach().double() * scale.view(-1, *[1] * (tensors["weight"].dim() - 1)), shift

@@ -62,6 +62,32 @@ def watch_optimizers() -> None:
         _optimizer_hook = register_optimizer_step_post_hook(_after_optimizer_step)
 
 
+_freed: list[Callable[[int], None]] = []
+_distrusted: list[Callable[[int], None]] = []
+
+
+def when_freed(action: Callable[[int], None]) -> None:
+    """Call ``action`` with the number of every slot that is freed from now on."""
+    _freed.append(action)
+
+
+def when_distrusted(action: Callable[[int], None]) -> None:
+    """Call ``action`` with the number of every slot whose packed form is not to be trusted any more."""
+    _distrusted.append(action)
+
+
+def distrust(slot: int) -> None:
+    """Make every backend outside the native library pack ``slot`` again at its next call with all sources."""
+    for action in _distrusted:
+        action(slot)
+
+
+def _free(slot: int) -> None:
+    native.free_slot(slot)
+    for action in _freed:
+        action(slot)
+
+
 class Slot:
     """The native place of one packed entry; freed with the object, never copied or pickled.
 
@@ -74,7 +100,7 @@ class Slot:
         self.id: int = native.new_slot()
         with torch.inference_mode(False):
             self.tensor = torch.tensor(self.id, dtype=torch.int64, device="cpu")
-        weakref.finalize(self, native.free_slot, self.id)
+        weakref.finalize(self, _free, self.id)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Slot:
         return Slot()

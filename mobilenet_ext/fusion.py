@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 import mobilenet_ext.modules  # noqa: F401  registers the classes that plain ones become
+from mobilenet_ext.dead_channels import drop_dead_channels as remove_dead_channels
 from mobilenet_ext.freshness import bump_epoch
 from mobilenet_ext.matchers import Match, match_module
 from mobilenet_ext.modules.chain import FusedChain
@@ -20,7 +21,13 @@ from mobilenet_ext.modules.switch import switch
 _Model = TypeVar("_Model", bound=nn.Module)
 
 
-def fuse(model: _Model, inplace: bool = False, preserve_format: bool = False, training: bool = True) -> _Model:
+def fuse(
+    model: _Model,
+    inplace: bool = False,
+    preserve_format: bool = False,
+    drop_dead_channels: bool = False,
+    training: bool = True,
+) -> _Model:
     """``model`` with every supported block, run of blocks and known whole network on fused kernels.
 
     ``inplace=False`` leaves ``model`` alone and returns a copy; ``inplace=True`` keeps the very Parameter objects,
@@ -29,6 +36,8 @@ def fuse(model: _Model, inplace: bool = False, preserve_format: bool = False, tr
     ``fusion_report`` says why.  A model that is fused already is matched again.
 
     Fused modules return channels_last; with ``preserve_format=True`` each returns its input's memory format.
+    ``drop_dead_channels=True`` also removes hidden channels whose depthwise kernel is zero, which changes no result
+    but the shapes of a checkpoint; ``fusion_report(...).dropped`` says how many, with a bound of the error.
     With ``training=False`` blocks in training mode run as plain PyTorch.  TypeError if ``model`` is no
     ``torch.nn.Module``.
     """
@@ -37,6 +46,8 @@ def fuse(model: _Model, inplace: bool = False, preserve_format: bool = False, tr
         model = copy.deepcopy(model)
     for module in model.modules():
         swap_out(module)
+    if drop_dead_channels:
+        remove_dead_channels(model)
     # Everything is matched before anything is swapped, because matchers read plain classes.
     for module, state, method in list(_plan(model, preserve_format, training, set())):
         swap_in(module, state, method)

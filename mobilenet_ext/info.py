@@ -15,6 +15,7 @@ import torch
 import mobilenet_ext
 from mobilenet_ext._library import native
 from mobilenet_ext.backends import BACKENDS
+from mobilenet_ext.backends.gpu.limits import no_device
 from mobilenet_ext.spec import BlockSpec, ConvSpec
 
 # Only asked for their versions, never imported: each takes long, and a build for another torch may not import at all.
@@ -32,6 +33,7 @@ ENVIRONMENT = {
     "MOBILENET_EXT_VERBOSE": "1 prints a line per kernel call on stderr; read at import",
     "MOBILENET_EXT_DISABLE": "1 runs fused modules as plain PyTorch; read at the first use",
     "MOBILENET_EXT_GETTERS": "1 checks weights through PyTorch's getters, slower; read at the first fused call",
+    "MOBILENET_EXT_GPU": "check, trust or off: how far GPU kernels are trusted; read at every call",
     "MOBILENET_EXT_CUDA": "auto, 1 or 0: whether the install builds the CUDA part; not read afterwards",
 }
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -127,9 +129,7 @@ def _isa() -> dict[str, Any]:
 
 def _no_cuda() -> str | None:
     """Why torch has no CUDA device here; None if it has one."""
-    if torch.version.cuda is None and torch.version.hip is None:
-        return "this torch is built without CUDA"
-    return None if torch.cuda.is_available() else "torch sees no CUDA device"
+    return None if torch.cuda.is_available() else no_device()
 
 
 def _backends() -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from mobilenet_ext.folding import fold
 from mobilenet_ext.loading import input_channels, input_size
 from mobilenet_ext.matchers import Match, Refusal, match_module, match_runs, source_tensors
 from mobilenet_ext.report import item_paths
-from mobilenet_ext.spec import ChainItem, ConvSpec, LinearSpec, encode
+from mobilenet_ext.spec import SQUEEZE_ROLES, BlockSpec, ChainItem, ConvSpec, LinearSpec, PoolSpec, encode
 
 DEAD_THRESHOLD = 1e-3
 _FLOAT = 4  # bytes of an element: the kernels are float32
@@ -168,13 +168,13 @@ def _inspect_item(
 ) -> BlockInspection:
     shapes, weights, stride = _shapes(item, size)
     total, dead, zero = 0, 0, 0
-    for spec in [item] if isinstance(item, LinearSpec) else [spec for _, spec in item.stages()]:
+    for _, spec in item.stages():
         values = dict(zip(spec.sources, islice(tensors, len(spec.sources)), strict=True))
         if isinstance(spec, ConvSpec) and spec.depthwise:
             total += spec.out_channels
             dead, zero = (a + b for a, b in zip((dead, zero), _dead(spec, values, threshold), strict=True))
     first, *hidden, last = [_FLOAT * prod(shape) for shape in shapes]
-    shortcut = first if not isinstance(item, LinearSpec) and item.residual else 0
+    shortcut = last if isinstance(item, BlockSpec) and (item.residual or item.residual_back) else 0
     fused = first + last + weights
     return BlockInspection(
         path=label,
@@ -198,13 +198,16 @@ def _inspect_item(
 def _shapes(item: ChainItem, size: tuple[int, int]) -> tuple[list[Shape], int, tuple[int, int]]:
     """Every tensor from the input to the output, the bytes of the folded weights, and the stride of the whole."""
     if isinstance(item, LinearSpec):
-        count = (item.in_features + ("conv_bias" in item.sources)) * item.out_features
+        count = (item.in_features + (item.sources != ("weight",))) * item.out_features
         return [(item.in_features,), (item.out_features,)], _FLOAT * count, (1, 1)
     shapes: list[Shape] = [(item.in_channels, *size)]
+    if isinstance(item, PoolSpec):
+        return [*shapes, (item.channels,)], 0, (1, 1)
     weights, stride = 0, (1, 1)
-    for _, spec in item.stages():
-        size = spec.output_size(*size)
-        shapes.append((spec.out_channels, *size))
+    for role, spec in item.stages():
+        if role not in SQUEEZE_ROLES:
+            size = spec.output_size(*size)
+            shapes.append((spec.out_channels, *size))
         weights += _FLOAT * (prod(spec.weight_shape) + spec.out_channels)
         stride = (stride[0] * spec.stride[0], stride[1] * spec.stride[1])
     if item.pool:

@@ -22,15 +22,30 @@ class LoadError(ValueError):
     """The model cannot be had; the message is one sentence."""
 
 
-def load(name: str, size: int | None = None, seed: int = 0) -> nn.Module:
+def load(
+    name: str, size: int | None = None, seed: int = 0, *, weights: str | None = None, allow_pickle: bool = False
+) -> nn.Module:
     """The model called ``name``, in eval mode on the CPU.
 
     ``name`` is ``reference:v1`` or ``reference:v2``, ``pretrained:efficientnet_lite0`` (real weights, from the
     packages of the extra ``demo``), a torchvision or timm classification model (``torchvision:`` or ``timm:`` in front
     decides where both have one; torchvision is asked first), or ``module:callable``, a callable without arguments that
     returns an ``nn.Module``, which is used as it is.  ``size`` is the side in pixels of the image that sets the
-    statistics of a random model.  LoadError if there is no such model or package.
+    statistics of a random model.
+
+    ``name`` may also be a file: a torch.export package (``.pt2``), or, with ``allow_pickle``, a pickled module, which
+    can run any code while it is read.  ``weights`` is a file with a ``state_dict``, read with ``weights_only=True``
+    and loaded strictly.  LoadError if there is no such model, package or file.
     """
+    model = _load(name, size, seed, allow_pickle)
+    if weights is not None:
+        _load_weights(model, weights)
+    return model
+
+
+def _load(name: str, size: int | None, seed: int, allow_pickle: bool) -> nn.Module:
+    if Path(name).suffix in (".pt2", ".pt", ".pth", ".pkl") and ":" not in name:
+        return _from_file(Path(name), allow_pickle)
     prefix, separator, rest = name.partition(":")
     if separator and prefix == "pretrained":
         return _pretrained(rest)
@@ -85,6 +100,43 @@ def randomise(model: nn.Module, example: Tensor) -> None:
         if norm.running_mean is not None and norm.running_var is not None:
             norm.running_mean.add_(0.3 * norm.running_var.sqrt() * torch.randn_like(norm.running_mean))
             norm.running_var.mul_(torch.empty_like(norm.running_var).uniform_(0.6, 1.6))
+
+
+def _from_file(path: Path, allow_pickle: bool) -> nn.Module:
+    if not path.is_file():
+        raise LoadError(f"there is no file {str(path)!r}")
+    if path.suffix == ".pt2":
+        try:
+            return torch.export.load(path).module()
+        except Exception as error:  # whatever a damaged archive raises
+            raise LoadError(f"{path} is no torch.export package ({type(error).__name__})") from error
+    if not allow_pickle:
+        raise LoadError(
+            f"{path} may hold a pickled module, and reading one can run any code that is in it; "
+            "--allow-pickle reads files that you trust, and --weights FILE reads tensors only"
+        )
+    model = torch.load(path, map_location="cpu", weights_only=False)
+    if not isinstance(model, nn.Module):
+        raise LoadError(f"{path} holds a {type(model).__name__}; allowed: a torch.nn.Module (--weights takes the rest)")
+    return model.eval()
+
+
+def _load_weights(model: nn.Module, file: str) -> None:
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise LoadError(f"the weights cannot be read: {error}") from error
+    except Exception as error:  # the unpickler's refusals are of several kinds
+        first = str(error).strip().splitlines()[:1]
+        raise LoadError(f"{file} holds more than tensors, or is damaged: {''.join(first)[:120]}") from error
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    if not isinstance(state, dict):
+        raise LoadError(f"{file} holds a {type(state).__name__}; allowed: a state_dict")
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise LoadError(" ".join(line.strip() for line in str(error).splitlines()[:2])[:200]) from error
 
 
 def _reference(version: str) -> nn.Module:

@@ -8,16 +8,19 @@ dtypes and devices raise.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from . import autograd as _autograd
 from ._library import native as _native
 from .backends import aten as _aten
-from .spec import ACTIVATIONS, BlockSpec, ConvSpec, Padding, Program, decode, encode, source_names
+from .spec import ACTIVATIONS, BlockSpec, ConvSpec, LinearSpec, Padding, Program, decode, encode, source_names
 from .training import depthwise as _depthwise
 from .training import op as _training
+from .training.run import no_training_kernel as _no_training_kernel
 from .training.run import update_vectors as _update_vectors
 
 IntPair = int | Sequence[int]
@@ -27,7 +30,7 @@ def _empty_result(x: Tensor, program: Program) -> Tensor:
     """An empty tensor of the shape and exactly the strides that the kernel returns."""
     if program.flat_output:
         last = program.chain[-1]
-        return x.new_empty((x.shape[0], last.out_channels if isinstance(last, BlockSpec) else last.out_features))
+        return x.new_empty((x.shape[0], last.out_features if isinstance(last, LinearSpec) else last.out_channels))
     height, width = x.shape[2], x.shape[3]
     channels = x.shape[1]
     for item in program.chain:
@@ -52,6 +55,7 @@ torch.library.register_fake("mobilenet_ext::chain_grad", _fake_chain)
 _autograd.register()
 _training.register()
 _depthwise.register()
+import_module("mobilenet_ext.backends.gpu.register")  # the chain operators for CUDA tensors
 
 
 def _pair(name: str, value: IntPair, lowest: int) -> tuple[int, int]:
@@ -110,13 +114,25 @@ def _run(x: Tensor, block: BlockSpec, sources: list[Tensor]) -> Tensor:
     _check(x, block, sources)
     program, constants = encode((block,), "follow_input", transient=True)
     grad = torch.is_grad_enabled() and (x.requires_grad or any(t.requires_grad for t in sources))
-    if grad or x.dtype == torch.float64:
+    if _no_training_kernel((block,)) is not None:
+        y = _run_untrained(x, block, sources, program, constants, grad)
+    elif grad or x.dtype == torch.float64:
         batch = [0 for _ in block.stages()]
         y = torch.ops.mobilenet_ext.train_block(x, sources, None, program, constants, batch)[0]
         y = _as_input(y, x)
     else:
         y = torch.ops.mobilenet_ext.chain(x, sources, None, program, constants)
     return y.to(torch.get_autocast_dtype("cpu")) if autocast else y
+
+
+def _run_untrained(
+    x: Tensor, block: BlockSpec, sources: list[Tensor], program: list[int], constants: list[float], grad: bool
+) -> Tensor:
+    """A block with an activation that the training operator does not know: its backward is plain operators."""
+    if x.dtype == torch.float64:
+        return _aten.run_chain((block,), x, sources)
+    op = torch.ops.mobilenet_ext.chain_grad if grad else torch.ops.mobilenet_ext.chain
+    return op(x, sources, None, program, constants)
 
 
 def _as_input(y: Tensor, x: Tensor) -> Tensor:
@@ -136,8 +152,9 @@ def _depthwise_spec(
 ) -> tuple[ConvSpec, list[Tensor]]:
     if weight.dim() != 4 or weight.shape[1] != 1:
         raise ValueError(f"weight has shape {tuple(weight.shape)}; allowed: (C, 1, kH, kW)")
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation is {activation!r}; allowed: {', '.join(ACTIVATIONS)}")
+    allowed = [name for name in ACTIVATIONS if name != "leaky_relu"]  # which would need its slope
+    if activation not in allowed:
+        raise ValueError(f"activation is {activation!r}; allowed: {', '.join(allowed)}")
     kernel = (weight.shape[2], weight.shape[3])
     present = {"weight": weight, **{k: v for k, v in tensors.items() if v is not None}}
     spec = ConvSpec(
@@ -210,8 +227,10 @@ def depthwise_conv_bn_act(
 
     The counterpart of ``act(F.batch_norm(F.conv2d(x, weight, bias, ..., groups=C), running_mean, running_var,
     bn_weight, bn_bias, training, momentum, eps))``.  Arguments as in :func:`depthwise_conv2d`; the BatchNorm vectors
-    are (C,) fp32; ``activation`` is ``"none"``, ``"relu"`` or ``"relu6"``.  With ``training`` BatchNorm takes the
-    statistics of the batch, and the running ones, unless both are None, are updated in place.
+    are (C,) fp32; ``activation`` is ``"none"``, ``"relu"``, ``"relu6"``, ``"hardswish"``, ``"silu"``,
+    ``"hardsigmoid"`` or ``"sigmoid"``, the last four composed of separate operators with ``training``.  With
+    ``training`` BatchNorm takes the statistics of the batch, and the running ones, unless both are None, are updated
+    in place.
 
     Returns: (N, C, H', W') fp32 in the memory format of ``x``.
     """
@@ -232,8 +251,15 @@ def depthwise_conv_bn_act(
         return _run(x, BlockSpec(depthwise=spec), sources)
     autocast = torch.is_autocast_enabled("cpu")
     inputs = x.float() if autocast else x
-    _check(inputs, BlockSpec(depthwise=spec), sources)
-    program, constants = encode((BlockSpec(depthwise=spec),))
+    block = BlockSpec(depthwise=spec)
+    _check(inputs, block, sources)
+    if _no_training_kernel((block,)) is not None:
+        with torch.autocast("cpu", enabled=False):
+            y = _aten.convolve(spec, inputs, weight, bias)
+            y = F.batch_norm(y, *given, bn_weight, bn_bias, True, momentum, eps)
+            y = _as_input(_aten.activate(spec, y), inputs)
+        return y.to(torch.get_autocast_dtype("cpu")) if autocast else y
+    program, constants = encode((block,))
     y, _, _, stats = torch.ops.mobilenet_ext.train_block(inputs, sources, None, program, constants, [1])
     if given[0] is not None and given[1] is not None:
         stats = stats.detach()
@@ -265,7 +291,7 @@ def inverted_residual(
         expand: None, or (weight (t*C, C, 1, 1), (bn weight, bn bias, running mean, running var)).
         depthwise: (weight (t*C, 1, kH, kW), the same four vectors); ``stride``, ``padding``, ``dilation`` are its.
         project: (weight (C', t*C, 1, 1), the same four vectors); linear, as the paper's bottleneck is.
-        activation: after expand and depthwise: ``"none"``, ``"relu"`` or ``"relu6"``.
+        activation: after expand and depthwise, as in :func:`depthwise_conv_bn_act`.
         residual: add ``x`` to the result; needs stride 1 and C' == C.
 
     Returns: (N, C', H', W') fp32 in the memory format of ``x``.

@@ -16,13 +16,14 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from mobilenet_ext._library import native
+from mobilenet_ext.dead_channels import DROPPED, Dropped
 from mobilenet_ext.fusion import unfuse
 from mobilenet_ext.matchers import Match, Refusal, match_module
 from mobilenet_ext.modules.chain import FusedChain
 from mobilenet_ext.modules.mixin import fused_chains, sharing_copy
 from mobilenet_ext.modules.runs import Runs
 from mobilenet_ext.modules.structure import STATE, plain_class
-from mobilenet_ext.spec import LinearSpec
+from mobilenet_ext.spec import BlockSpec
 
 PYTORCH = "PyTorch"
 KINDS = ("block", "conv", "linear", PYTORCH)
@@ -51,12 +52,13 @@ class FusionReport:
     """``rows`` in the order of the model; ``notes`` on whole models and runs that do not apply as a whole.
 
     ``denormals_flushed`` counts the weights that packing set to zero because they were denormal, over all entries
-    packed so far.
+    packed so far.  ``dropped`` says what ``fuse(model, drop_dead_channels=True)`` removed, by block.
     """
 
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
     denormals_flushed: int
+    dropped: tuple[tuple[str, Dropped], ...] = ()
 
     @property
     def counts(self) -> dict[str, int]:
@@ -70,8 +72,17 @@ class FusionReport:
             "notes": list(self.notes),
             "counts": self.counts,
             "denormals_flushed": self.denormals_flushed,
+            "dropped": {path: dataclasses.asdict(found) for path, found in self.dropped},
         }
         return json.dumps(content, indent=2)
+
+    def to_markdown(self) -> str:
+        """A table for a pull request or an issue, then the notes as a list."""
+        lines = ["| path | class | fused | runs as | kernel | reason |", "|---|---|---|---|---|---|"]
+        for row in self.rows:
+            cells = (row.path, row.module, "yes" if row.fused else "no", row.kind, row.kernel, row.reason)
+            lines.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
+        return "\n".join([*lines, "", *(f"- {line}" for line in self._caption().splitlines())]) + "\n"
 
     def __rich__(self) -> Table:
         table = Table(title="Fusion report", caption=self._caption(), caption_justify="left")
@@ -87,6 +98,10 @@ class FusionReport:
             f"{counts['block']} as whole blocks, {counts['conv']} as single convolutions, "
             f"{counts['linear']} as linear layers, {counts[PYTORCH]} in PyTorch",
             f"{self.denormals_flushed} denormal weights flushed to zero",
+            *(
+                f"{path}: {found.channels} of {found.hidden} hidden channels dropped, error at most {found.bound:.1e}"
+                for path, found in self.dropped
+            ),
             *self.notes,
         ]
         return "\n".join(lines)
@@ -140,7 +155,9 @@ class _Walk:
 
     def report(self) -> FusionReport:
         self._visit("", self._model, None)
-        return FusionReport(tuple(self._rows), tuple(self._notes), self._flushed)
+        parts = ((self._label(path), vars(module).get(DROPPED)) for path, module in self._model.named_modules())
+        dropped = tuple((path, found) for path, found in parts if found is not None)
+        return FusionReport(tuple(self._rows), tuple(self._notes), self._flushed, dropped)
 
     def _visit(self, path: str, module: nn.Module, outer: str | None) -> None:
         """``outer`` is why the smallest chain around ``module`` does not run; None when there is no such chain."""
@@ -204,12 +221,14 @@ class _Walk:
             self._flushed += (native.slot_info(slot.id) or {"denormals_flushed": 0})["denormals_flushed"]
         steps = plan_of(chain)
         for index, (item, parts) in enumerate(zip(chain.match.chain, item_paths(chain.match), strict=True)):
-            kind, kernel = "linear" if isinstance(item, LinearSpec) else item.kind, ""
+            kind, kernel = item.kind if isinstance(item, BlockSpec) else "linear", ""
             if steps:
                 kind, kernel = steps[index]["kind"], steps[index]["kernel"]
             if training := chain.training_kernel(module, index):
                 kernel = training
             parts = tuple(_innermost(module, part) for part in parts)
+            if not parts:  # a mean over the image, of no module with tensors
+                continue
             labels = " + ".join(self._label(_join(path, part)) for part in parts)
             classes = " + ".join(plain_class(module.get_submodule(part)).__name__ for part in parts)
             self._rows.append(Row(labels, classes, True, kind, kernel))
@@ -229,7 +248,7 @@ def item_paths(match: Match) -> Iterator[tuple[str, ...]]:
     owners: list[tuple[str, ...]] = []
     sources = iter(match.sources)
     for item in match.chain:
-        count = len(item.sources) if isinstance(item, LinearSpec) else sum(len(s.sources) for _, s in item.stages())
+        count = sum(len(spec.sources) for _, spec in item.stages())
         owners.append(tuple(dict.fromkeys(next(sources).path for _ in range(count))))
     for own in owners:
         others = [path for paths in owners if paths is not own for path in paths]

@@ -17,12 +17,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mobilenet_ext.backends import aten
 from mobilenet_ext.folding import fold
-from mobilenet_ext.spec import BlockSpec, ChainItem, ConvSpec, LinearSpec
+from mobilenet_ext.spec import CLAMPS, SQUEEZE_ROLES, BlockSpec, ChainItem, ConvSpec, LinearSpec, PoolSpec
 
 RMS_FACTOR = 2.0
 _ENOUGH = 4096  # outputs from which an RMS error is a steady number
@@ -54,28 +53,51 @@ def bound(
     eps = torch.finfo(dtype).eps
     value = x.detach().double()
     error = torch.zeros_like(value)
+    before = (value, error)
     with torch.no_grad():
         for item, stages in aten.split(chain, sources):
-            if isinstance(item, LinearSpec):
+            if isinstance(item, PoolSpec):
+                value, error = (t.flatten(1) for t in _mean(value, error, eps))
+            elif isinstance(item, LinearSpec):
                 value, error = _linear(item, value, error, stages[0], eps)
             else:
-                value, error = _block(item, value, error, stages, eps)
+                entry = (value, error)
+                value, error = _block(item, value, error, stages, eps, before if item.residual_back else entry)
+                before = entry
     return error
 
 
+def _mean(value: Tensor, error: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    terms = value.shape[2] * value.shape[3]
+    error = error.mean((2, 3), keepdim=True) + 2 * eps * math.sqrt(terms) * value.abs().mean((2, 3), keepdim=True)
+    return value.mean((2, 3), keepdim=True), error
+
+
 def _block(
-    block: BlockSpec, value: Tensor, error: Tensor, stages: Sequence[Mapping[str, Tensor]], eps: float
+    block: BlockSpec,
+    value: Tensor,
+    error: Tensor,
+    stages: Sequence[Mapping[str, Tensor]],
+    eps: float,
+    shortcut: tuple[Tensor, Tensor],
 ) -> tuple[Tensor, Tensor]:
-    entry_value, entry_error = value, error
-    for (_, spec), tensors in zip(block.stages(), stages, strict=True):
-        value, error = _stage(spec, value, error, tensors, eps)
-    if block.residual:
+    entry_value, entry_error = shortcut
+    scale, scale_error = value, error
+    for (role, spec), tensors in zip(block.stages(), stages, strict=True):
+        if role not in SQUEEZE_ROLES:
+            value, error = _stage(spec, value, error, tensors, eps)
+            continue
+        if role == "reduce":
+            scale, scale_error = _mean(value, error, eps)
+        scale, scale_error = _stage(spec, scale, scale_error, tensors, eps)
+        if role == "excite":
+            error = error * (scale.abs() + scale_error) + value.abs() * scale_error + eps * (value * scale).abs()
+            value = value * scale
+    if block.residual or block.residual_back:
         error = error + entry_error + 2 * eps * (value.abs() + entry_value.abs())
         value = value + entry_value
     if block.pool:
-        terms = value.shape[2] * value.shape[3]
-        error = error.mean((2, 3)) + 2 * eps * math.sqrt(terms) * value.abs().mean((2, 3))
-        value = value.mean((2, 3))
+        value, error = (t.flatten(1) for t in _mean(value, error, eps))
     return value, error
 
 
@@ -90,19 +112,36 @@ def _stage(
     magnitude = aten.convolve(spec, value.abs(), weight_magnitude, bias_magnitude)
     error = aten.convolve(spec, error, weight_magnitude, None) + 2 * eps * math.sqrt(terms) * magnitude
     value = aten.convolve(spec, value, weight, bias)
-    # Activations are monotone: the error after one is how far the ends of the interval move.
+    return _activation(spec, value, error, eps)
+
+
+# Where an activation that is not monotone has its minimum.
+_TURNS = {"hardswish": -1.5, "silu": -1.2784645427610738}
+# What exp(-x) beyond the range of fp32 makes of SiLU and sigmoid, which are that small there.
+_UNDERFLOW = 32 * torch.finfo(torch.float32).tiny
+_ROUNDINGS = 2  # of an activation that is no clamp, in units of eps; csrc/tests/test_activation.cpp measures it
+
+
+def _activation(spec: ConvSpec | LinearSpec, value: Tensor, error: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The error after an activation: how far the ends of the interval move, and its turning point inside."""
     low, middle, high = (aten.activate(spec, end) for end in (value - error, value, value + error))
-    return middle, torch.maximum(high - middle, middle - low)
+    moved = torch.maximum((high - middle).abs(), (middle - low).abs())
+    turn = _TURNS.get(spec.activation)
+    if turn is not None:
+        lowest = aten.activate(spec, torch.full_like(value, turn))
+        inside = (value - turn).abs() <= error
+        moved = torch.where(inside, torch.maximum(moved, middle - lowest), moved)
+    if spec.activation not in CLAMPS:
+        moved = moved + _ROUNDINGS * eps * middle.abs() + _UNDERFLOW
+    return middle, moved
 
 
 def _linear(
     spec: LinearSpec, value: Tensor, error: Tensor, tensors: Mapping[str, Tensor], eps: float
 ) -> tuple[Tensor, Tensor]:
-    weight = tensors["weight"].detach().double()
-    bias = tensors["conv_bias"].detach().double() if "conv_bias" in tensors else weight.new_zeros(spec.out_features)
-    scale = 2 * eps * math.sqrt(spec.in_features + ("conv_bias" in tensors))
-    magnitude = F.linear(value.abs(), weight.abs(), bias.abs())
-    return F.linear(value, weight, bias), F.linear(error, weight.abs()) + scale * magnitude
+    tensors = {**tensors, "weight": tensors["weight"].reshape(spec.out_features, spec.in_features, 1, 1)}
+    value, error = _stage(spec.as_conv(), value[:, :, None, None], error[:, :, None, None], tensors, eps)
+    return value.flatten(1), error.flatten(1)
 
 
 def check(
@@ -113,6 +152,13 @@ def check(
     ``x`` and ``sources`` are what ``actual`` was computed from; they are exact inputs of the float64 run.  ValueError
     if the shape of ``actual`` is not that of the chain's output.
     """
+    return compare(actual, *expectation(chain, x, sources, dtype), dtype)
+
+
+def expectation(
+    chain: Sequence[ChainItem], x: Tensor, sources: Sequence[Tensor], dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, float, Tensor]:
+    """What :func:`compare` needs: the float64 result, PyTorch's RMS error in ``dtype``, and the elementwise bound."""
     exact = [source.detach().double() if source.is_floating_point() else source for source in sources]
     rough = [source.detach().to(dtype) if source.is_floating_point() else source for source in sources]
 
@@ -134,7 +180,7 @@ def check(
                     image = image * (1 + 2**-8 * noise).to(image)
                 squares.append((run(rough, image).double() - run(exact, image.double())).square().nanmean())
             rms_torch = math.sqrt(torch.stack(squares).nanmean().item())
-    return compare(actual, reference, rms_torch, bound(chain, x, sources, dtype), dtype)
+    return reference, rms_torch, bound(chain, x, sources, dtype)
 
 
 def compare(

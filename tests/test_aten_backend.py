@@ -171,10 +171,14 @@ def test_backends_are_chosen_in_order_with_reasons():
     assert backends.choose(chain, torch.device("cpu"), torch.float32) == (cpu, {})
     backend, reasons = backends.choose(chain, torch.device("cpu"), torch.bfloat16)
     assert backend is aten
-    assert reasons == {"cpu": "the dtype is torch.bfloat16; the CPU kernels need torch.float32"}
+    assert reasons == {
+        "cpu": "the dtype is torch.bfloat16; the CPU kernels need torch.float32",
+        "cuda": "the tensors are on cpu; the CUDA kernels need cuda",
+        "triton": "the tensors are on cpu; the Triton kernels need cuda",
+    }
     backend, reasons = backends.choose(chain, torch.device("meta"), torch.float32)
     assert backend is aten
     assert reasons["cpu"].startswith("the tensors are on meta")
     backend, reasons = backends.choose(chain, torch.device("cpu"), torch.int64)
     assert backend is None
-    assert list(reasons) == ["cpu", "aten"]
+    assert list(reasons) == ["cpu", "cuda", "triton", "aten"]

@@ -89,7 +89,8 @@ def test_the_environment_decides_and_is_listed():
     found = json.loads(done.stdout)
     assert (found["isa"]["name"], found["isa"]["why"]) == ("scalar", "MOBILENET_EXT_ISA=scalar")
     values = {variable["name"]: variable["value"] for variable in found["environment"]}
-    assert set(values) == {f"MOBILENET_EXT_{name}" for name in ("ISA", "VERBOSE", "DISABLE", "GETTERS", "CUDA")}
+    names = ("ISA", "VERBOSE", "DISABLE", "GETTERS", "GPU", "CUDA")
+    assert set(values) == {f"MOBILENET_EXT_{name}" for name in names}
     assert (values["MOBILENET_EXT_ISA"], values["MOBILENET_EXT_VERBOSE"]) == ("scalar", "0")
 
 

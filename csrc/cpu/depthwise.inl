@@ -123,6 +123,7 @@ constexpr void fill_columns(DepthwiseFunction* f) {
 // Output columns a turn: as many as fit, fewer where a run-time tap count costs registers for addresses.
 template <int KW>
 constexpr int most_columns() {
+  if (KW == 7 && kDepthwiseColumns == 8) return 6;  // seven weights and a value beside them, in 16 registers
   return KW > 0 || kDepthwiseColumns < 8 ? kDepthwiseColumns : 8;
 }
 
@@ -148,6 +149,17 @@ void depthwise_blocks(const DepthwiseArgs& d) {
   static constexpr DepthwiseTable<KH, KW, S> whole;
   static constexpr DepthwiseTable<0, 0, 0, true> partial;
   const int blocks = d.last_valid == Full::W ? d.blocks : d.blocks - 1;
+  // An activation that is no clamp follows each block's row while it is in the first cache.
+  for (int block = 0; d.activation && block < d.blocks; ++block) {
+    if (block < blocks) {
+      depthwise_split(d, block, block + 1, whole.of_columns, most_columns<KW>());
+    } else {
+      depthwise_split(d, block, block + 1, partial.of_columns, most_columns<0>());
+    }
+    finish_rows<Full>({d.out + block * d.out_block, nullptr, d.out_pixel, 0, nullptr, 0, nullptr, d.width, 1,
+                       block < blocks ? Full::W : d.last_valid, d.activation, d.slope});
+  }
+  if (d.activation) return;
   depthwise_split(d, 0, blocks, whole.of_columns, most_columns<KW>());
   depthwise_split(d, blocks, d.blocks, partial.of_columns, most_columns<0>());
 }
@@ -164,6 +176,10 @@ void depthwise_row(const DepthwiseArgs& d) {
       return depthwise_blocks<0, 5, 1>(d);
     case 52:
       return depthwise_blocks<0, 5, 2>(d);
+    case 71:
+      return depthwise_blocks<0, 7, 1>(d);
+    case 72:
+      return depthwise_blocks<0, 7, 2>(d);
     default:
       return depthwise_blocks<0, 0, 0>(d);
   }

@@ -5,14 +5,25 @@ constexpr int kMaxTileRows = 14;
 
 // One k step. Rows are addressed from a base every third row plus {0, 1, 2} strides, which x86 addressing encodes for
 // free; a multiply per row would need one register each.
-template <class V, int NV, int MR>
+template <class V, int NV, int MR, int K>
 ALWAYS_INLINE void gemm_step(typename V::T (&acc)[MR][NV], const float* const (&base)[(MR + 2) / 3], ptrdiff_t stride,
-                             const float* b, int k) {
+                             const float* b) {
   typename V::T column[NV];
   UNROLL for (int v = 0; v < NV; ++v) column[v] = V::load(b + v * V::W);
   UNROLL for (int m = 0; m < MR; ++m) {
-    const typename V::T x = V::broadcast(base[m / 3] + (m % 3) * stride + k);
+    const typename V::T x = m % 3 == 0   ? V::template broadcast_row<0, K>(base[m / 3], stride)
+                            : m % 3 == 1 ? V::template broadcast_row<1, K>(base[m / 3], stride)
+                                         : V::template broadcast_row<2, K>(base[m / 3], stride);
     UNROLL for (int v = 0; v < NV; ++v) V::accumulate(acc[m][v], x, column[v]);
+  }
+}
+
+template <class V, int NV, int MR, int STEPS, int K = 0>
+ALWAYS_INLINE void gemm_steps(typename V::T (&acc)[MR][NV], const float* const (&base)[(MR + 2) / 3], ptrdiff_t stride,
+                              const float* b) {
+  if constexpr (K < STEPS) {
+    gemm_step<V, NV, MR, K>(acc, base, stride, b + K * NV * V::W);
+    gemm_steps<V, NV, MR, STEPS, K + 1>(acc, base, stride, b);
   }
 }
 
@@ -85,7 +96,7 @@ NOINLINE void gemm_tile(const GemmArgs& g, int count, const float* a, float* c, 
       const float* base[(MR + 2) / 3];
       UNROLL for (int i = 0; i < (MR + 2) / 3; ++i) base[i] = a + g.segments[s] + 3 * i * stride;
       for (int k = g.segment_length; k > 0; k -= STEPS) {
-        UNROLL for (int j = 0; j < STEPS; ++j) { gemm_step<V, NV, MR>(acc, base, stride, b + j * kWidth, j); }
+        gemm_steps<V, NV, MR, STEPS>(acc, base, stride, b);
         UNROLL for (int i = 0; i < (MR + 2) / 3; ++i) {
           base[i] += STEPS;
           KEEP_IN_REGISTER(base[i]);
@@ -120,6 +131,9 @@ struct TileTable {
   constexpr TileTable() { fill_tiles<V, NV, MAX, STEPS>(of_rows); }
 };
 
+template <class V, int NV, int MAX>
+void gemm_activated(const GemmArgs& g);
+
 // All pixels of one panel, split into tiles as even as possible so that no tile is much shorter than the others.
 template <class V, int NV, int MAX>
 void gemm_panel(const GemmArgs& g) {
@@ -127,6 +141,7 @@ void gemm_panel(const GemmArgs& g) {
   static constexpr TileTable<V, NV, MAX, 4> fours;
   static constexpr TileTable<V, NV, MAX, 3> threes;
   static constexpr TileTable<V, NV, MAX, 1> ones;
+  if (g.activation) return gemm_activated<V, NV, MAX>(g);
   const int length = g.segment_length;
   const TileFunction* tiles = length % 4 == 0 ? fours.of_rows : length % 3 == 0 ? threes.of_rows : ones.of_rows;
   int32_t linear[kMaxTileRows];
@@ -142,6 +157,26 @@ void gemm_panel(const GemmArgs& g) {
   };
   if (longer) run(longer, rows + 1);
   run(count - longer, rows);
+}
+
+// A few tiles, then the activation while they are in the first cache.
+template <class V, int NV, int MAX>
+void gemm_activated(const GemmArgs& g) {
+  constexpr int kPixels = 4 * MAX;
+  GemmArgs part = g;
+  part.activation = 0;
+  part.residual = nullptr;
+  part.pool = nullptr;
+  for (int m = 0; m < g.m; m += kPixels) {
+    part.m = g.m - m < kPixels ? g.m - m : kPixels;
+    part.a = g.a + m * g.a_pixel;
+    part.c = g.c_offsets ? g.c : g.c + m * g.c_pixel;
+    part.c_offsets = g.c_offsets ? g.c_offsets + m : nullptr;
+    gemm_panel<V, NV, MAX>(part);
+    finish_rows<V>({part.c, part.c_offsets, g.c_pixel, g.c_vector,
+                    g.residual ? g.residual + m * g.residual_pixel : nullptr, g.residual_pixel, g.pool, part.m, NV,
+                    g.n_valid, g.activation, g.slope});
+  }
 }
 
 // P panels at once: P * NV independent chains, one pixel.
@@ -184,6 +219,14 @@ void gemv_panels(const GemvArgs& g) {
   int panel = 0;
   for (; panel + P < g.panels; panel += P) gemv_tile<V, NV, P>(g, panel, kWidth);
   for (; panel < g.panels; ++panel) gemv_tile<V, NV, 1>(g, panel, panel == g.panels - 1 ? g.n_valid : kWidth);
+  if (!g.activation) return;
+  const int columns = (g.panels - 1) * kWidth + g.n_valid, whole = columns / V::W, rest = columns % V::W;
+  FinishArgs f{g.c, nullptr, V::W, V::W, nullptr, 0, nullptr, whole, 1, V::W, g.activation, g.slope};
+  finish_rows<V>(f);
+  f.c += whole * V::W;
+  f.m = rest ? 1 : 0;
+  f.n_valid = rest;
+  finish_rows<V>(f);
 }
 
 }  // namespace

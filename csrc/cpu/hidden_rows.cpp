@@ -99,8 +99,7 @@ void HiddenRows::produce(int y, int count, Blocks which, float* base, const int3
   g.c_pixel = vector_;
   g.c_vector = block_floats();
   g.m = count * width;
-  g.lo = expand_->lo;
-  g.hi = expand_->hi;
+  expand_->set_activation(g);
   for (const Panel& panel : expand_->panels) {
     const int block = panel.first / vector_;
     if (block < blocks_.begin || block >= blocks_.end) continue;

@@ -17,6 +17,7 @@ struct Job {
   const ItemPlan& plan;
   InView in;
   OutView out;
+  InView residual;  // where the shortcut starts: `in`, or the input of the item before
 };
 
 // Rows [begin, end) of the hidden tensor that were made ahead and are shared by two bands.

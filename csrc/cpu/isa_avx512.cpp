@@ -13,6 +13,8 @@ using namespace mobilenet_ext;
 namespace {
 constexpr int kDepthwiseColumns = 14;
 }
+#include "activation.inl"
+#include "blocks.inl"
 #include "depthwise.inl"
 #include "gemm.inl"
 #include "rows.inl"
@@ -25,5 +27,6 @@ const PanelKind kinds[] = {
 };
 }
 extern const IsaTable mobilenet_ext_isa_avx512;
-const IsaTable mobilenet_ext_isa_avx512 = {"avx512",       Full::W,     kinds,       5, 1, &gemv_panels<Full, 2, 4>,
-                                           &depthwise_row, &gather_row, &scatter_row};
+const IsaTable mobilenet_ext_isa_avx512 = {
+    "avx512",    Full::W,      kinds,         5,          1, &gemv_panels<Full, 2, 4>, &depthwise_row,
+    &gather_row, &scatter_row, &scale_blocks, &sum_blocks};

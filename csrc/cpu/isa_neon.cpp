@@ -7,6 +7,8 @@ using namespace mobilenet_ext;
 namespace {
 constexpr int kDepthwiseColumns = 8;
 }
+#include "activation.inl"
+#include "blocks.inl"
 #include "depthwise.inl"
 #include "gemm.inl"
 #include "rows.inl"
@@ -20,5 +22,6 @@ const PanelKind kinds[] = {
 };
 }
 extern const IsaTable mobilenet_ext_isa_neon;
-const IsaTable mobilenet_ext_isa_neon = {"neon",         Full::W,     kinds,       4, 1, &gemv_panels<Full, 4, 4>,
-                                         &depthwise_row, &gather_row, &scatter_row};
+const IsaTable mobilenet_ext_isa_neon = {
+    "neon",      Full::W,      kinds,         4,          1, &gemv_panels<Full, 4, 4>, &depthwise_row,
+    &gather_row, &scatter_row, &scale_blocks, &sum_blocks};

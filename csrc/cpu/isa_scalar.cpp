@@ -7,6 +7,8 @@ using namespace mobilenet_ext;
 namespace {
 constexpr int kDepthwiseColumns = 4;
 }
+#include "activation.inl"
+#include "blocks.inl"
 #include "depthwise.inl"
 #include "gemm.inl"
 #include "rows.inl"
@@ -18,5 +20,6 @@ const PanelKind kinds[] = {
 };
 }
 extern const IsaTable mobilenet_ext_isa_scalar;
-const IsaTable mobilenet_ext_isa_scalar = {"scalar",       Full::W,     kinds,       2, -1, &gemv_panels<Full, 4, 2>,
-                                           &depthwise_row, &gather_row, &scatter_row};
+const IsaTable mobilenet_ext_isa_scalar = {
+    "scalar",    Full::W,      kinds,         2,          -1, &gemv_panels<Full, 4, 2>, &depthwise_row,
+    &gather_row, &scatter_row, &scale_blocks, &sum_blocks};

@@ -29,6 +29,10 @@ struct GemmArgs {
   int m;        // pixels
   int n_valid;  // columns of the panel that exist in C; below the panel's width only for the last panel
   float lo, hi;
+  // Nonzero: an activation that is no clamp (activation.inl), applied before residual and pool. With pool, c is then
+  // scratch of [m][width].
+  int activation;
+  float slope;
 };
 
 // One or several rows of a panel kind: width columns as `width / vector` vectors, at most `max_rows` pixels a tile.
@@ -51,6 +55,8 @@ struct GemvArgs {
   int panels;
   int n_valid;  // columns of the last panel that exist
   float lo, hi;
+  int activation;
+  float slope;
 };
 
 // One output row of a depthwise convolution over `blocks` channel blocks of `vector` channels.
@@ -60,7 +66,7 @@ struct DepthwiseArgs {
   int ky_begin, ky_end;
   int kh, kw;
   int stride, dilation;  // horizontal
-  ptrdiff_t in_block;  // input pixels are `vector` floats apart
+  ptrdiff_t in_block;    // input pixels are `vector` floats apart
   const float* weights;  // [block][kh][kw][vector]
   const float* bias;     // [block][vector]
   float* out;
@@ -69,6 +75,8 @@ struct DepthwiseArgs {
   int blocks;
   int last_valid;  // channels of the last block that are stored (the rest is padding)
   float lo, hi;
+  int activation;
+  float slope;
 };
 
 // A row between tensor layout (pixel and channel strides) and blocks [block][pixel][vector].
@@ -78,6 +86,16 @@ struct RowArgs {
   ptrdiff_t pixel, channel;  // strides of the tensor side, in floats
   ptrdiff_t block;           // distance of two channel blocks on the blocked side, in floats
   int width, channels;
+};
+
+// Channel blocks [block][pixel][vector] of squeeze-and-excitation.
+struct BlocksArgs {
+  const float* in;
+  float* out;          // scale: [block][pixel][vector], may not overlap
+  const float* scale;  // scale: [block][vector]
+  double* sums;        // sum: [block][vector], overwritten
+  ptrdiff_t in_block, out_block;
+  int blocks, pixels;
 };
 
 struct IsaTable {
@@ -90,6 +108,8 @@ struct IsaTable {
   void (*depthwise_row)(const DepthwiseArgs&);
   void (*gather_row)(const RowArgs&);   // tensor -> blocks, padding channels zeroed
   void (*scatter_row)(const RowArgs&);  // blocks -> tensor
+  void (*scale_blocks)(const BlocksArgs&);
+  void (*sum_blocks)(const BlocksArgs&);  // over pixels, in an order that depends on their number only
 };
 
 }  // namespace mobilenet_ext

@@ -24,12 +24,15 @@ Operand::Operand(const StageDesc& stage, const Placed& placed, const InView& in,
   }
   slots_ = (g.kh - 1) * g.dh + 1;
   plane_row_ = (end - begin - 1) * g.sw + (g.kw - 1) * g.dw + 1;
-  buffer_ = arena.take<float>((static_cast<size_t>(slots_) * stage.in + 1) * plane_row_);
-  segments_ = arena.take<ptrdiff_t>(static_cast<size_t>(stage.in) * g.kh * (g.dw == 1 ? 1 : g.kw));
+  const size_t zero_rows = stage.by_pixels() ? stage.in : 1;
+  buffer_ = arena.take<float>((static_cast<size_t>(slots_) * stage.in + zero_rows) * plane_row_);
+  segments_ =
+      arena.take<ptrdiff_t>(static_cast<size_t>(stage.by_pixels() ? 1 : stage.in) * g.kh * (g.dw == 1 ? 1 : g.kw));
   tags_ = arena.take<int>(slots_);
   if (arena.measuring()) return;
   std::fill(tags_, tags_ + slots_, -1);
-  std::memset(buffer_ + static_cast<size_t>(slots_) * stage.in * plane_row_, 0, sizeof(float) * plane_row_);
+  const size_t zeros = static_cast<size_t>(plane_row_) * (stage.by_pixels() ? stage.in : 1);
+  std::memset(buffer_ + static_cast<size_t>(slots_) * stage.in * plane_row_, 0, sizeof(float) * zeros);
 }
 
 bool Operand::rows_join(int begin, int end) const {
@@ -89,7 +92,48 @@ void Operand::fill_plane_row(int iy, float* to) const {
   }
 }
 
+// The same as pixels [plane_row_][in].
+void Operand::fill_pixel_row(int iy, float* to) const {
+  const Geometry& g = stage_.geometry;
+  const int first = begin_ * g.sw - placed_.left, in = stage_.in;
+  const int from = std::clamp(-first, 0, plane_row_), until = std::clamp(placed_.w - first, from, plane_row_);
+  std::memset(to, 0, sizeof(float) * from * in);
+  const float* x = in_.data + iy * in_.row + static_cast<ptrdiff_t>(first + from) * in_.pixel;
+  float* row = to + static_cast<ptrdiff_t>(from) * in;
+  if (in_.channel == 1 && in_.pixel == in) {
+    std::memcpy(row, x, sizeof(float) * (until - from) * in);
+  } else {
+    for (int i = 0; i < until - from; ++i) {
+      for (int c = 0; c < in; ++c) row[static_cast<ptrdiff_t>(i) * in + c] = x[i * in_.pixel + c * in_.channel];
+    }
+  }
+  std::memset(to + static_cast<ptrdiff_t>(until) * in, 0, sizeof(float) * (plane_row_ - until) * in);
+}
+
+void Operand::load_pixels(int y, GemmArgs& args) {
+  const Geometry& g = stage_.geometry;
+  const ptrdiff_t slot_size = static_cast<ptrdiff_t>(stage_.in) * plane_row_;
+  const int parts = g.dw == 1 ? 1 : g.kw;
+  for (int ky = 0; ky < g.kh; ++ky) {
+    const int iy = y * g.sh - placed_.top + ky * g.dh;
+    const bool inside = iy >= 0 && iy < placed_.h;
+    const int slot = inside ? iy % slots_ : slots_;  // the one after the last is zero
+    if (inside && tags_[slot] != iy) {
+      fill_pixel_row(iy, buffer_ + slot * slot_size);
+      tags_[slot] = iy;
+    }
+    for (int p = 0; p < parts; ++p)
+      segments_[ky * parts + p] = slot * slot_size + static_cast<ptrdiff_t>(p) * g.dw * stage_.in;
+  }
+  args.a = buffer_;
+  args.a_pixel = static_cast<ptrdiff_t>(g.sw) * stage_.in;
+  args.segments = segments_;
+  args.segment_count = g.kh * parts;
+  args.segment_length = g.kw / parts * stage_.in;
+}
+
 void Operand::load_planes(int y, GemmArgs& args) {
+  if (stage_.by_pixels()) return load_pixels(y, args);
   const Geometry& g = stage_.geometry;
   const ptrdiff_t slot_size = static_cast<ptrdiff_t>(stage_.in) * plane_row_, zero_row = slots_ * slot_size;
   const int length = g.dw == 1 ? g.kw : 1, parts = g.kw / length;

@@ -29,6 +29,8 @@ class Operand {
  private:
   void load_planes(int y, GemmArgs& args);
   void fill_plane_row(int iy, float* to) const;
+  void load_pixels(int y, GemmArgs& args);
+  void fill_pixel_row(int iy, float* to) const;
 
   const StageDesc& stage_;
   const Placed& placed_;

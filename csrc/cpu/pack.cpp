@@ -66,8 +66,11 @@ class Caster {
 
 void set_clamp(PackedStage& p) {
   const float infinity = std::numeric_limits<float>::infinity();
-  p.lo = p.desc.activation == Activation::kNone ? -infinity : 0.0f;
-  p.hi = p.desc.activation == Activation::kRelu6 ? 6.0f : infinity;
+  const Activation a = p.desc.activation;
+  p.lo = a == Activation::kRelu || a == Activation::kRelu6 ? 0.0f : -infinity;
+  p.hi = a == Activation::kRelu6 ? 6.0f : infinity;
+  p.finish = is_clamp(a) ? 0 : static_cast<int>(a);
+  p.slope = static_cast<float>(p.desc.slope);
 }
 
 void pack_dense(PackedStage& p, const StageSources& src, const Folded& f, Caster& cast, float* blob) {
@@ -76,10 +79,11 @@ void pack_dense(PackedStage& p, const StageSources& src, const Folded& f, Caster
     float* w = blob + panel.weights;
     const int width = panel.kind->width;
     std::memset(w, 0, sizeof(float) * p.k * width);
-    int k = 0;
+    const bool by_pixels = p.desc.by_pixels();
     for (int i = 0; i < p.desc.in; ++i) {
       for (int y = 0; y < g.kh; ++y) {
-        for (int x = 0; x < g.kw; ++x, ++k) {
+        for (int x = 0; x < g.kw; ++x) {
+          const int k = by_pixels ? (y * g.kw + x) * p.desc.in + i : (i * g.kh + y) * g.kw + x;
           const float* in =
               src.weight.data + i * src.weight.strides[1] + y * src.weight.strides[2] + x * src.weight.strides[3];
           for (int n = 0; n < panel.valid; ++n) {
@@ -164,6 +168,10 @@ PackedChain lay_out(const ChainDesc& chain, const IsaTable& isa) {
       PackedStage p;
       p.desc = stage;
       set_clamp(p);
+      if (item.mean) {
+        pi.stages.push_back(p);
+        continue;
+      }
       if (stage.role == Role::kDepthwise) {
         const int channels = round_up(stage.out, isa.vector);
         p.weights = take(static_cast<size_t>(channels) * stage.geometry.kh * stage.geometry.kw);
@@ -201,6 +209,7 @@ PackedChain pack(const ChainDesc& chain, const std::vector<SourceView>& sources,
   const SourceView* next = sources.data();
   for (PackedItem& item : packed.items) {
     for (PackedStage& p : item.stages) {
+      if (item.desc.mean) continue;
       const StageSources src = split(p.desc, next);
       const Folded f = fold(p.desc, src);
       const int padded = p.desc.role == Role::kDepthwise ? round_up(p.desc.out, isa.vector)

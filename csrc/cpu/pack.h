@@ -28,8 +28,19 @@ struct PackedStage {
   StageDesc desc;
   std::vector<Panel> panels;  // dense only
   size_t weights = 0, bias = 0;
-  int k = 0;     // dense: rows of a panel, padding included
-  float lo, hi;  // the activation as a clamp
+  int k = 0;       // dense: rows of a panel, padding included
+  float lo, hi;    // the activation as a clamp, infinite where it is none
+  int finish = 0;  // the code of an activation that is no clamp
+  float slope = 0;
+
+  // For GemmArgs, GemvArgs and DepthwiseArgs.
+  template <class Args>
+  void set_activation(Args& a) const {
+    a.lo = lo;
+    a.hi = hi;
+    a.activation = finish;
+    a.slope = slope;
+  }
 };
 
 struct PackedItem {

@@ -13,6 +13,7 @@ constexpr int kChunkPixels = 28;
 // About 20 us of arithmetic; waking a second thread for less costs more than it gives.
 constexpr double kWorkPerWorker = 1.1e6;
 constexpr size_t kChunkBytes = 24 << 10;
+constexpr int kSqueezePixels = 56;
 // Pixels whose sum is one fp32 chain. A constant, since it decides the bits of a pooled mean.
 constexpr int kPoolChunk = 64;
 
@@ -33,14 +34,12 @@ bool fills_tiles(const IsaTable& isa, int pixels) {
   return pixels / tiles * columns >= std::min(kEnoughAccumulators, 0.9 * kind.max_rows * columns);
 }
 
-size_t weight_floats(const PackedItem& item) {
-  size_t floats = 0;
-  for (const PackedStage& s : item.stages) {
-    const Geometry& g = s.desc.geometry;
-    const size_t in = s.desc.role == Role::kDepthwise ? 1 : s.desc.in;
-    floats += in * s.desc.out * g.kh * g.kw;
-  }
-  return floats;
+// Pixels of one scaled copy: as even as possible and about 3/8 of the second-level cache, since the weights of the
+// project are read once for each.
+int squeeze_chunk(int channels, int pixels, const CacheSizes& caches) {
+  const int most = std::max(static_cast<int>(caches.l2 * 3 / 8 / sizeof(float)) / channels, kChunkPixels);
+  const int parts = (pixels + most - 1) / most;
+  return parts <= 1 ? std::max(pixels, 1) : std::max(1, (pixels + parts - 1) / parts);
 }
 
 int ring_rows(const Geometry& g, int rows_per_step) { return (rows_per_step - 1) * g.sh + (g.kh - 1) * g.dh + 1; }
@@ -54,6 +53,10 @@ std::vector<ItemShape> shapes(const ChainDesc& chain, int h, int w) {
     s.h = h;
     s.w = w;
     for (const StageDesc& stage : item.stages) {
+      if (stage.role == Role::kReduce || stage.role == Role::kExcite) {
+        s.multiply_adds += static_cast<double>(stage.in) * stage.out;
+        continue;
+      }
       const Placed p = place(stage.geometry, h, w);
       if (stage.role == Role::kExpand) s.expand = p;
       if (stage.role == Role::kDepthwise) s.depthwise = p;
@@ -66,6 +69,7 @@ std::vector<ItemShape> shapes(const ChainDesc& chain, int h, int w) {
     s.out_h = h;
     s.out_w = w;
     if (item.linear || item.pool) {
+      if (item.mean) s.multiply_adds = static_cast<double>(item.in()) * h * w;
       s.multiply_adds = item.linear ? static_cast<double>(item.in()) * item.out() : s.multiply_adds;
       s.out_floats = static_cast<size_t>(item.out());
       h = w = 1;
@@ -76,6 +80,27 @@ std::vector<ItemShape> shapes(const ChainDesc& chain, int h, int w) {
   }
   return result;
 }
+
+namespace {
+
+// The depthwise output is kept whole, so channels may pass in groups: several rows at once fit, tiles are full, and
+// each group's weights stay in the cache.
+ItemPlan plan_squeezed(const PackedItem& item, const ItemShape& shape, const IsaTable& isa, const CacheSizes& caches,
+                       int threads, ItemPlan plan) {
+  const StageDesc& d = item.find(Role::kDepthwise)->desc;
+  const size_t quarter = caches.l2 / 4 / sizeof(float);
+  plan.chunk = squeeze_chunk(d.out, shape.out_h * shape.out_w, caches);
+  plan.rows_per_step = std::min(shape.out_h, (kSqueezePixels + shape.out_w - 1) / shape.out_w);
+  plan.ring_rows = ring_rows(d.geometry, plan.rows_per_step);
+  const int units = hidden_units(item, isa);
+  int groups = 1;
+  while (groups < units && ring_floats(item, shape, isa, plan) / groups > quarter) ++groups;
+  if (groups > 1) plan.hidden_panels = (units + groups - 1) / groups;
+  if (groups > 1 || (threads > 1 && shape.out_h < 4 * threads)) plan.split = Split::kHidden;
+  return plan;
+}
+
+}  // namespace
 
 ItemPlan plan_item(const PackedItem& item, const ItemShape& shape, const IsaTable& isa, const CacheSizes& caches,
                    int threads) {
@@ -91,7 +116,8 @@ ItemPlan plan_item(const PackedItem& item, const ItemShape& shape, const IsaTabl
   }
   const Geometry& g = depthwise->desc.geometry;
   plan.ring_rows = ring_rows(g, 1);
-  const size_t half = caches.l2 / 2 / sizeof(float), quarter = caches.l2 / 2 / sizeof(float);
+  const size_t half = caches.l2 / 2 / sizeof(float);
+  if (item.desc.squeezed()) return plan_squeezed(item, shape, isa, caches, threads, plan);
   while (plan.column_parts < shape.out_w && ring_floats(item, shape, isa, plan) > half) ++plan.column_parts;
   if (plan.column_parts == 1) {
     // Rows too short for whole tiles are taken several at a time, as far as the ring stays small.
@@ -99,19 +125,17 @@ ItemPlan plan_item(const PackedItem& item, const ItemShape& shape, const IsaTabl
       ItemPlan more = plan;
       ++more.rows_per_step;
       more.ring_rows = ring_rows(g, more.rows_per_step);
-      if (ring_floats(item, shape, isa, more) > quarter) break;
+      if (ring_floats(item, shape, isa, more) > half) break;
       plan = more;
     }
   }
   if (plan.column_parts > 1 || !item.find(Role::kProject)) return plan;
-  const size_t hidden_image = static_cast<size_t>(item.find(Role::kDepthwise)->desc.out) * shape.out_h * shape.out_w;
-  // Row by row the weights pass once for every few rows. Where they are larger than the cache and the image is not,
-  // the hidden channels go by instead, each weight once. Bands of fewer than four rows spend too much on their seams.
-  const bool stream = false;
-  if (!stream && (threads == 1 || shape.out_h >= 4 * threads)) return plan;
+  // Bands of fewer than four rows spend too much on their seams.
+  if (threads == 1 || shape.out_h >= 4 * threads) return plan;
   plan.split = Split::kHidden;
   plan.rows_per_step = shape.out_h;
   plan.ring_rows = std::min(ring_rows(g, plan.rows_per_step), shape.depthwise.h);
+  // Few hidden channels at a time: their ring stays in the first cache.
   const size_t ring = ring_floats(item, shape, isa, plan) / hidden_units(item, isa);
   plan.hidden_panels = std::max(1, static_cast<int>(caches.l1d / 2 / sizeof(float) / std::max<size_t>(1, ring)));
   return plan;
@@ -139,16 +163,19 @@ int useful_workers(double multiply_adds, int threads) {
 
 std::string kernel_name(const ItemDesc& item) {
   if (item.linear) return "linear";
-  static const char* const roles[] = {"expand", "depthwise", "project"};
+  if (item.mean) return "pool";
+  static const char* const roles[] = {"expand", "depthwise", "squeeze", "excite", "project"};
   std::string name;
   for (const StageDesc& s : item.stages) {
     const Geometry& g = s.geometry;
+    if (s.role == Role::kReduce) name += "+squeeze";
+    if (s.role == Role::kReduce || s.role == Role::kExcite) continue;
     const char* role = item.stages.size() == 1 && s.role == Role::kExpand ? "conv" : roles[static_cast<int>(s.role)];
     name += (name.empty() ? "" : "+") + std::string(role) + std::to_string(g.kh) + "x" + std::to_string(g.kw);
     if (g.sh != 1 || g.sw != 1) name += "s" + std::to_string(std::max(g.sh, g.sw));
     if (g.dh != 1 || g.dw != 1) name += "d" + std::to_string(std::max(g.dh, g.dw));
   }
-  if (item.residual) name += "+residual";
+  if (item.residual) name += item.residual_back ? "+shortcut" : "+residual";
   if (item.pool) name += "+pool";
   return name;
 }

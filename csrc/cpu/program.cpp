@@ -6,9 +6,9 @@
 namespace mobilenet_ext {
 namespace {
 
-constexpr int64_t kVersion = 1;
-constexpr int64_t kBlockCode = 1, kLinearCode = 2;
-constexpr int64_t kResidualFlag = 1, kPoolFlag = 2;
+constexpr int64_t kVersion = 2;
+constexpr int64_t kBlockCode = 1, kLinearCode = 2, kMeanCode = 3;
+constexpr int64_t kResidualFlag = 1, kPoolFlag = 2, kBackFlag = 4;
 
 class Reader {
  public:
@@ -37,9 +37,11 @@ class Reader {
   size_t position_ = 0;
 };
 
+void read_sources(Reader& r, StageDesc& s);
+
 StageDesc read_stage(Reader& r) {
   StageDesc s;
-  s.role = static_cast<Role>(r.next("role", 0, 2));
+  s.role = static_cast<Role>(r.next("role", 0, 4));
   s.in = r.next_int("in_channels", 1);
   s.out = r.next_int("out_channels", 1);
   Geometry& g = s.geometry;
@@ -54,12 +56,16 @@ StageDesc read_stage(Reader& r) {
   g.bottom = r.next_int("bottom padding", 0);
   g.left = r.next_int("left padding", 0);
   g.right = r.next_int("right padding", 0);
-  s.activation = static_cast<Activation>(r.next("activation", 0, 2));
+  s.activation = static_cast<Activation>(r.next("activation", 0, kLastActivation));
+  read_sources(r, s);
+  return s;
+}
+
+void read_sources(Reader& r, StageDesc& s) {
   s.sources = static_cast<unsigned>(r.next("sources", 1, 127));
   const bool mean = s.sources & kRunningMean, var = s.sources & kRunningVar;
   if (!(s.sources & kWeight) || mean != var)
     throw std::invalid_argument("program: a stage lacks its weight or one of its BN statistics");
-  return s;
 }
 
 void check_item(const ItemDesc& item) {
@@ -74,10 +80,18 @@ void check_item(const ItemDesc& item) {
     throw std::invalid_argument("program: a depthwise stage changes the channel count");
   if (project && (!depthwise || !project->pointwise()))
     throw std::invalid_argument("program: project must be 1x1 after a depthwise stage");
+  const StageDesc *reduce = item.find(Role::kReduce), *excite = item.find(Role::kExcite);
+  const bool squeezed = reduce || excite;
+  if (squeezed && (!reduce || !excite || !depthwise || !project || reduce->in != depthwise->out ||
+                   excite->out != depthwise->out || !reduce->pointwise() || !excite->pointwise())) {
+    throw std::invalid_argument(
+        "program: squeeze-and-excitation is two 1x1 layers between a depthwise stage and its project");
+  }
   if (item.pool && (item.stages.size() != 1 || !item.stages[0].pointwise() || item.residual)) {
     throw std::invalid_argument("program: pool is allowed on a single 1x1 convolution only");
   }
-  if (item.residual && item.in() != item.out()) throw std::invalid_argument("program: residual needs equal channels");
+  if (item.residual && !item.residual_back && item.in() != item.out())
+    throw std::invalid_argument("program: residual needs equal channels");
 }
 
 }  // namespace
@@ -134,31 +148,53 @@ ChainDesc decode(const std::vector<int64_t>& program, const std::vector<double>&
   size_t constant = 0;
   for (int64_t i = 0; i < count; ++i) {
     ItemDesc item;
-    if (r.next("item code", kBlockCode, kLinearCode) == kLinearCode) {
+    const int64_t code = r.next("item code", kBlockCode, kMeanCode);
+    if (code == kMeanCode) {
+      item.pool = item.mean = true;
+      StageDesc s;
+      s.in = s.out = r.next_int("channels", 1);
+      s.sources = 0;
+      item.stages.push_back(s);
+    } else if (code == kLinearCode) {
       item.linear = true;
       StageDesc s;
       s.in = r.next_int("in_features", 1);
       s.out = r.next_int("out_features", 1);
-      s.sources = static_cast<unsigned>(r.next("sources", 1, 3));
+      s.activation = static_cast<Activation>(r.next("activation", 0, kLastActivation));
+      read_sources(r, s);
       item.stages.push_back(s);
-      if (i + 1 != count) throw std::invalid_argument("program: a linear item must be the last one");
-      if (i == 0 || !chain.items.back().pool) throw std::invalid_argument("program: a linear item must follow a pool");
+      if (i == 0 || !(chain.items.back().pool || chain.items.back().linear))
+        throw std::invalid_argument("program: a linear item must follow a pool or another linear item");
     } else {
-      const int64_t flags = r.next("flags", 0, kResidualFlag | kPoolFlag);
-      item.residual = flags & kResidualFlag;
+      const int64_t flags = r.next("flags", 0, kResidualFlag | kPoolFlag | kBackFlag);
+      item.residual_back = flags & kBackFlag;
+      item.residual = flags & (kResidualFlag | kBackFlag);
       item.pool = flags & kPoolFlag;
-      const int64_t stages = r.next("number of stages", 1, 3);
+      const int64_t stages = r.next("number of stages", 1, 5);
       for (int64_t s = 0; s < stages; ++s) item.stages.push_back(read_stage(r));
       check_item(item);
     }
     if (!chain.items.empty()) {
       const ItemDesc& before = chain.items.back();
       if (before.out() != item.in()) throw std::invalid_argument("program: the items of a chain do not fit together");
-      if (before.pool && !item.linear) throw std::invalid_argument("program: only a linear item may follow a pool");
+      if ((before.pool || before.linear) && !item.linear)
+        throw std::invalid_argument("program: only a linear item may follow a pool or a linear item");
+    }
+    if (item.residual_back) {
+      // The result may lie where the shortcut comes from, so it must be written once, last.
+      if (chain.items.empty() || chain.items.back().in() != item.out() || !is_clamp(item.stages.back().activation) ||
+          item.stages.back().role == Role::kDepthwise) {
+        throw std::invalid_argument(
+            "program: a shortcut over two items needs equal channels, a dense end and no late activation");
+      }
     }
     for (StageDesc& s : item.stages) {
+      if (item.mean) break;
       if (constant >= constants.size()) throw std::invalid_argument("program: fewer constants than stages");
       s.eps = constants[constant++];
+      if (s.activation != Activation::kLeakyRelu) continue;
+      if (constant >= constants.size()) throw std::invalid_argument("program: LeakyReLU lacks its slope");
+      s.slope = constants[constant++];
     }
     chain.items.push_back(std::move(item));
   }

@@ -6,8 +6,21 @@
 
 namespace mobilenet_ext {
 
-enum class Role { kExpand = 0, kDepthwise = 1, kProject = 2 };
-enum class Activation { kNone = 0, kRelu = 1, kRelu6 = 2 };
+// Reduce and excite are the two layers of squeeze-and-excitation: one pixel, the mean of the depthwise output.
+enum class Role { kExpand = 0, kDepthwise = 1, kReduce = 2, kExcite = 3, kProject = 4 };
+enum class Activation {
+  kNone = 0,
+  kRelu = 1,
+  kRelu6 = 2,
+  kHardswish = 3,
+  kSilu = 4,
+  kHardsigmoid = 5,
+  kLeakyRelu = 6,
+  kSigmoid = 7,
+};
+constexpr int64_t kLastActivation = 7;
+// The first three are clamps; the others take a pass of their own over what a tile has stored.
+inline bool is_clamp(Activation a) { return a <= Activation::kRelu6; }
 
 // Which tensors exist for a stage, in this order in the flat source list.
 enum SourceBit : unsigned {
@@ -44,22 +57,29 @@ struct StageDesc {
   Activation activation = Activation::kNone;
   unsigned sources = kWeight;
   double eps = 0;
+  double slope = 0;  // LeakyReLU's, below zero
 
   int source_count() const { return __builtin_popcount(sources); }
   // A 1x1 convolution that reads each pixel where it lies.
   bool pointwise() const;
+  // A larger dense convolution of so many channels that its operand is pixels with their channels together and its sums
+  // run over (ky, kx, channel); with fewer, planes and (channel, ky, kx).
+  bool by_pixels() const { return role == Role::kExpand && !pointwise() && in >= 8; }
 };
 
 struct ItemDesc {
   bool linear = false;
   bool residual = false, pool = false;
+  bool mean = false;              // the mean over the image alone: pool, and one stage without weights
+  bool residual_back = false;     // the shortcut starts at the input of the item before this one
   std::vector<StageDesc> stages;  // a linear item has one stage with a 1x1 geometry
 
   const StageDesc* find(Role role) const;
   int in() const { return stages.front().in; }
   int out() const { return stages.back().out; }
+  bool squeezed() const { return find(Role::kExcite) != nullptr; }
   // "block" (several stages in one kernel), "conv" or "linear": how reports and counters count it.
-  const char* kind() const { return linear ? "linear" : stages.size() > 1 ? "block" : "conv"; }
+  const char* kind() const { return linear ? "linear" : mean ? "pool" : stages.size() > 1 ? "block" : "conv"; }
 };
 
 struct ChainDesc {

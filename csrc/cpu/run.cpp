@@ -43,7 +43,7 @@ class Runner {
          std::atomic<int64_t>* times)
       : chain_(chain), list_(list), in_(in), out_(out), scratch_(scratch), times_(times) {
     shared_ = scratch + list.workers * (2 * list.activation + list.worker_scratch);
-    features_ = shared_ + list.slots * (2 * list.activation + list.seam + list.hidden);
+    features_ = shared_ + list.slots * list.slot_floats();
   }
 
   void run(const Task& t, int worker) {
@@ -76,34 +76,48 @@ class Runner {
     return dense_view(buffers + ((i - 1) & 1) * list_.activation, list_.shapes[i].w, chain_.items[i].desc.in());
   }
 
+  InView residual_of(int i, int n, const float* buffers) const {
+    if (!chain_.items[i].desc.residual_back) return input_of(i, n, buffers);
+    // Perhaps the very memory that item i writes: every element is read before it is written.
+    if (i == 1) return input(n);
+    return dense_view(buffers + (i & 1) * list_.activation, list_.shapes[i].out_w, chain_.items[i].desc.out());
+  }
+
   void run_image(int n, float* buffers, Arena& arena) {
     for (int i = 0; i < items() && !chain_.items[i].desc.linear; ++i) {
       const int64_t start = times_ ? now_ns() : 0;
       Arena again = arena;
-      run_item(make_job(chain_, list_, i, list_.alone[i], input_of(i, n, buffers), output(i, n, buffers)), again);
+      run_item(make_job(chain_, list_, i, list_.alone[i], input_of(i, n, buffers), output(i, n, buffers),
+                        residual_of(i, n, buffers)),
+               again);
       if (times_) times_[i] += now_ns() - start;
     }
   }
 
   void run_part(const Task& t, Arena& arena) {
-    float* buffers = shared_ + t.slot * (2 * list_.activation + list_.seam + list_.hidden);
+    float* buffers = shared_ + t.slot * list_.slot_floats();
     float* seam = buffers + 2 * list_.activation;
     float* hidden = seam + list_.seam;
     const Job job = make_job(chain_, list_, t.item, list_.shared[t.item], input_of(t.item, t.image, buffers),
-                             output(t.item, t.image, buffers));
+                             output(t.item, t.image, buffers), residual_of(t.item, t.image, buffers));
+    const Squeeze squeeze = squeeze_at(job, hidden + list_.hidden);
+    const size_t row =
+        t.seam_above.end > t.seam_above.begin || t.seam_below.end > t.seam_below.begin ? seam_row_floats(job) : 0;
+    const Seam above{t.seam_above.begin, t.seam_above.end, seam + t.above * row},
+        below{t.seam_below.begin, t.seam_below.end, seam + t.below * row};
     switch (t.kind) {
-      case TaskKind::kRows: {
-        const bool any = t.seam_above.end > t.seam_above.begin || t.seam_below.end > t.seam_below.begin;
-        const size_t row = any ? seam_row_floats(job) : 0;
-        return run_rows(job, t.region, {t.seam_above.begin, t.seam_above.end, seam + t.above * row},
-                        {t.seam_below.begin, t.seam_below.end, seam + t.below * row}, arena);
-      }
+      case TaskKind::kRows:
+        return run_rows(job, t.region, above, below, arena);
       case TaskKind::kSeam:
-        return run_seam_row(job, t.seam_above.begin, seam + t.above * seam_row_floats(job), arena);
+        return run_seam_row(job, t.seam_above.begin, above.rows, arena);
       case TaskKind::kHidden:
-        return run_hidden(job, {t.panels.begin, t.panels.end}, hidden, arena);
+        return run_hidden(job, t.panels, {t.region.y0, t.region.y1}, above, below, hidden, squeeze, arena);
+      case TaskKind::kReduce:
+        return run_reduce(job, squeeze, t.panels, arena);
+      case TaskKind::kExcite:
+        return run_excite(job, squeeze, t.panels);
       case TaskKind::kProject:
-        return run_project(job, hidden, t.pixels, t.panels, arena);
+        return run_project(job, hidden, squeeze, t.pixels, t.panels, arena);
       case TaskKind::kConv:
         return run_conv(job, t.region, t.panels, arena);
       case TaskKind::kPool:
@@ -114,51 +128,16 @@ class Runner {
     }
   }
 
+  // Linear layers read and write two buffers in turn, the last one the output.
   void run_linear(const Task& t) {
     const PackedStage& stage = chain_.items[t.item].stages[0];
-    const IsaTable& isa = *chain_.header.isa;
-    const int in = stage.desc.in;
-    int p = t.panels.begin;
-    if (in_.n == 1) {
-      // One image: all panels of the main kind in one call, several chains at a time.
-      int end = p;
-      while (end < t.panels.end && stage.panels[end].kind == &isa.kinds[0]) ++end;
-      if (end > p) {
-        GemvArgs v{};
-        v.a = features_;
-        v.b = chain_.at(stage.panels[p].weights);
-        v.b_panel = end > p + 1 ? static_cast<ptrdiff_t>(stage.panels[p + 1].weights - stage.panels[p].weights) : 0;
-        v.bias = chain_.at(stage.bias) + stage.panels[p].first;
-        v.c = out_.data + stage.panels[p].first;
-        v.k = in;
-        v.panels = end - p;
-        v.n_valid = stage.panels[end - 1].valid;
-        v.lo = stage.lo;
-        v.hi = stage.hi;
-        isa.gemv(v);
-        p = end;
-      }
-    }
-    const ptrdiff_t segment = 0;
-    for (; p < t.panels.end; ++p) {
-      const Panel& panel = stage.panels[p];
-      GemmArgs g{};
-      g.a = features_;
-      g.a_pixel = in;
-      g.segments = &segment;
-      g.segment_count = 1;
-      g.segment_length = in;
-      g.b = chain_.at(panel.weights);
-      g.bias = chain_.at(stage.bias) + panel.first;
-      g.c = out_.data + panel.first;
-      g.c_pixel = out_.image;
-      g.c_vector = panel.kind->vector;
-      g.m = in_.n;
-      g.n_valid = panel.valid;
-      g.lo = stage.lo;
-      g.hi = stage.hi;
-      panel.kind->gemm(g);
-    }
+    int first = t.item;
+    while (chain_.items[first - 1].desc.linear) --first;
+    auto features = [&](int layer) { return features_ + (layer & 1) * list_.features; };
+    const int layer = t.item - first;
+    const bool last = t.item + 1 == items();
+    run_dense(chain_, stage, features(layer), in_.n, stage.desc.in, last ? out_.data : features(layer + 1),
+              last ? out_.image : stage.desc.out, t.panels);
   }
 
   const PackedChain& chain_;

@@ -29,6 +29,19 @@ struct Full {
     return _mm256_maskload_ps(p, _mm256_cmpgt_epi32(_mm256_set1_epi32(n), lanes));
   }
   static ALWAYS_INLINE T broadcast(const float* p) { return _mm256_broadcast_ss(p); }
+  // base[ROW * stride + K], ROW 0, 1 or 2. As an instruction: GCC would keep a register for each sum of stride and K.
+  template <int ROW, int K>
+  static ALWAYS_INLINE T broadcast_row(const float* base, ptrdiff_t stride) {
+    T v;
+    if constexpr (ROW == 0) {
+      v = _mm256_broadcast_ss(base + K);
+    } else {
+      asm("vbroadcastss %c3(%1,%2,%c4), %0"
+          : "=x"(v)
+          : "r"(base), "r"(stride), "i"(4 * K), "i"(4 * ROW), "m"(*reinterpret_cast<const float (*)[]>(base)));
+    }
+    return v;
+  }
   // c += a * b in place. As an instruction of its own the accumulator cannot move to another register, which GCC
   // otherwise does between k steps until some no longer fit.
   static ALWAYS_INLINE void accumulate(T& c, T a, T b) { asm("vfmadd231ps %2, %1, %0" : "+x"(c) : "x"(a), "x"(b)); }
@@ -39,6 +52,12 @@ struct Full {
   // g where lo < z < hi or z is NaN, else 0.
   static ALWAYS_INLINE T keep(T g, T z, T lo, T hi) {
     return _mm256_and_ps(_mm256_and_ps(g, _mm256_cmp_ps(z, lo, _CMP_NLE_UQ)), _mm256_cmp_ps(z, hi, _CMP_NGE_UQ));
+  }
+  static ALWAYS_INLINE T div(T a, T b) { return _mm256_div_ps(a, b); }
+  // 2^(n-1) of n + 1.5 * 2^23: the low bits of such a number are n.
+  static ALWAYS_INLINE T half_power(T t) {
+    const auto n = _mm256_slli_epi32(_mm256_castps_si256(t), 23);
+    return _mm256_castsi256_ps(_mm256_add_epi32(n, _mm256_set1_epi32(126 << 23)));
   }
   // The second operand is returned when either is NaN: the value stands second so that NaN survives.
   static ALWAYS_INLINE T clamp(T v, T lo, T hi) { return _mm256_min_ps(hi, _mm256_max_ps(lo, v)); }

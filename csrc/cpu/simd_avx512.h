@@ -16,6 +16,10 @@ struct Full {
     return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p);
   }
   static ALWAYS_INLINE T broadcast(const float* p) { return _mm512_set1_ps(*p); }
+  template <int ROW, int K>
+  static ALWAYS_INLINE T broadcast_row(const float* base, ptrdiff_t stride) {
+    return broadcast(base + ROW * stride + K);
+  }
   // c += a * b in place. As an instruction of its own the accumulator cannot move to another register, which GCC
   // otherwise does between k steps until some no longer fit.
   static ALWAYS_INLINE void accumulate(T& c, T a, T b) { asm("vfmadd231ps %2, %1, %0" : "+v"(c) : "v"(a), "v"(b)); }
@@ -27,6 +31,12 @@ struct Full {
   static ALWAYS_INLINE T keep(T g, T z, T lo, T hi) {
     const __mmask16 above = _mm512_cmp_ps_mask(z, lo, _CMP_NLE_UQ);
     return _mm512_maskz_mov_ps(_mm512_mask_cmp_ps_mask(above, z, hi, _CMP_NGE_UQ), g);
+  }
+  static ALWAYS_INLINE T div(T a, T b) { return _mm512_div_ps(a, b); }
+  // 2^(n-1) of n + 1.5 * 2^23: the low bits of such a number are n.
+  static ALWAYS_INLINE T half_power(T t) {
+    const auto n = _mm512_slli_epi32(_mm512_castps_si512(t), 23);
+    return _mm512_castsi512_ps(_mm512_add_epi32(n, _mm512_set1_epi32(126 << 23)));
   }
   // The second operand is returned when either is NaN: the value stands second so that NaN survives.
   static ALWAYS_INLINE T clamp(T v, T lo, T hi) { return _mm512_min_ps(hi, _mm512_max_ps(lo, v)); }
@@ -45,11 +55,23 @@ struct Half {
     return _mm256_maskz_loadu_ps(static_cast<__mmask8>((1u << n) - 1), p);
   }
   static ALWAYS_INLINE T broadcast(const float* p) { return _mm256_set1_ps(*p); }
+  template <int ROW, int K>
+  static ALWAYS_INLINE T broadcast_row(const float* base, ptrdiff_t stride) {
+    return broadcast(base + ROW * stride + K);
+  }
   // c += a * b in place. As an instruction of its own the accumulator cannot move to another register, which GCC
   // otherwise does between k steps until some no longer fit.
   static ALWAYS_INLINE void accumulate(T& c, T a, T b) { asm("vfmadd231ps %2, %1, %0" : "+v"(c) : "v"(a), "v"(b)); }
   static ALWAYS_INLINE T fma(T a, T b, T c) { return _mm256_fmadd_ps(a, b, c); }
   static ALWAYS_INLINE T add(T a, T b) { return _mm256_add_ps(a, b); }
+  static ALWAYS_INLINE T sub(T a, T b) { return _mm256_sub_ps(a, b); }
+  static ALWAYS_INLINE T mul(T a, T b) { return _mm256_mul_ps(a, b); }
+  static ALWAYS_INLINE T div(T a, T b) { return _mm256_div_ps(a, b); }
+  // 2^(n-1) of n + 1.5 * 2^23: the low bits of such a number are n.
+  static ALWAYS_INLINE T half_power(T t) {
+    const auto n = _mm256_slli_epi32(_mm256_castps_si256(t), 23);
+    return _mm256_castsi256_ps(_mm256_add_epi32(n, _mm256_set1_epi32(126 << 23)));
+  }
   static ALWAYS_INLINE T clamp(T v, T lo, T hi) { return _mm256_min_ps(hi, _mm256_max_ps(lo, v)); }
 };
 

@@ -20,6 +20,10 @@ struct Full {
     return vld1q_f32(row);
   }
   static ALWAYS_INLINE T broadcast(const float* p) { return vld1q_dup_f32(p); }
+  template <int ROW, int K>
+  static ALWAYS_INLINE T broadcast_row(const float* base, ptrdiff_t stride) {
+    return broadcast(base + ROW * stride + K);
+  }
   // c += a * b in place. As an instruction of its own the accumulator cannot move to another register, which GCC
   // otherwise does between k steps until some no longer fit.
   static ALWAYS_INLINE void accumulate(T& c, T a, T b) { asm("fmla %0.4s, %1.4s, %2.4s" : "+w"(c) : "w"(a), "w"(b)); }
@@ -31,6 +35,12 @@ struct Full {
   static ALWAYS_INLINE T keep(T g, T z, T lo, T hi) {
     const uint32x4_t drop = vorrq_u32(vcleq_f32(z, lo), vcgeq_f32(z, hi));
     return vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(g), drop));
+  }
+  static ALWAYS_INLINE T div(T a, T b) { return vdivq_f32(a, b); }
+  // 2^(n-1) of n + 1.5 * 2^23: the low bits of such a number are n.
+  static ALWAYS_INLINE T half_power(T t) {
+    const int32x4_t n = vshlq_n_s32(vreinterpretq_s32_f32(t), 23);
+    return vreinterpretq_f32_s32(vaddq_s32(n, vdupq_n_s32(126 << 23)));
   }
   // FMIN and FMAX propagate NaN; the "nm" forms would not.
   static ALWAYS_INLINE T clamp(T v, T lo, T hi) { return vminq_f32(hi, vmaxq_f32(lo, v)); }

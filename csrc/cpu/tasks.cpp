@@ -6,6 +6,9 @@
 namespace mobilenet_ext {
 namespace {
 
+// The small layers of squeeze-and-excitation read each weight once: a multiply-add there costs as much as several.
+constexpr double kLayerWeight = 4;
+
 // A 1x1 convolution over dense pixels does not care about rows: one long row splits and tiles better.
 void flatten_pointwise(const ItemDesc& item, bool rows_join, ItemShape& s) {
   const StageDesc& stage = item.stages[0];
@@ -23,12 +26,12 @@ class Builder {
 
   void build(int threads) {
     const int items = static_cast<int>(chain_.items.size());
-    const bool linear = chain_.items.back().desc.linear;
-    const int convs = linear ? items - 1 : items;
-    for (int i = 0; i < items; ++i) {
-      if (i + 1 < convs) list_.activation = std::max(list_.activation, round(list_.shapes[i].out_floats));
-    }
-    if (linear) list_.features = round(static_cast<size_t>(in_.n) * chain_.items.back().desc.in());
+    int convs = items;
+    while (chain_.items[convs - 1].desc.linear) --convs;
+    for (int i = 0; i + 1 < convs; ++i)
+      list_.activation = std::max(list_.activation, round(list_.shapes[i].out_floats));
+    for (int i = convs; i < items; ++i)
+      list_.features = std::max(list_.features, round(static_cast<size_t>(in_.n) * chain_.items[i].desc.in()));
     const int whole = list_.workers == 1 ? in_.n : in_.n / list_.workers * list_.workers, split = in_.n - whole;
     list_.slots = split;
     int last_image_phase = -1;
@@ -45,7 +48,10 @@ class Builder {
     // Enough parts per image that the split images together keep every worker busy.
     const int parts = split ? list_.workers / std::gcd(list_.workers, split) : 1;
     for (int i = 0; i < convs && split; ++i) previous = add_item(i, whole, split, parts, previous);
-    if (linear) add_linear(items - 1, threads, last_image_phase, previous);
+    for (int i = convs; i < items; ++i) {
+      previous = add_linear(i, threads, last_image_phase, previous);
+      last_image_phase = -1;
+    }
   }
 
  private:
@@ -70,7 +76,7 @@ class Builder {
     const InView in = i == 0 ? InView{nullptr, in_.row, in_.pixel, in_.channel} : dense_view(nullptr, s.w, desc.in());
     OutView out = dense_out(nullptr, s.out_w, desc.out());
     if (i + 1 == static_cast<int>(chain_.items.size()) && !desc.pool) out.channel = out_.channel;
-    return make_job(chain_, list_, i, plan, in, out);
+    return make_job(chain_, list_, i, plan, in, out, in);
   }
 
   template <class F>
@@ -106,6 +112,8 @@ class Builder {
       return chain_.items[i].desc.pool ? add_pool(i, j, first_image, images, workers, previous)
                                        : add_conv(i, j, first_image, images, workers, previous);
     }
+    const bool squeezed = j.item.desc.squeezed();
+    if (squeezed && j.plan.hidden_panels > 0) return add_hidden(i, j, first_image, images, workers, previous);
     const int h = j.shape.out_h, w = j.shape.out_w, columns = j.plan.column_parts;
     const int bands = std::max(1, std::min(workers, h));
     auto edge = [&](int b) { return static_cast<int>(static_cast<int64_t>(h) * b / bands); };
@@ -135,10 +143,12 @@ class Builder {
       measure(i, j.plan, [](const Job& job, Arena& a) { run_seam_row(job, 0, nullptr, a); });
     }
     const int phase = new_phase();
+    if (squeezed) reserve_hidden(j);
     for (int image = 0; image < images; ++image) {
       for (int b = 0; b < bands; ++b) {
         for (int c = 0; c < columns; ++c) {
-          Task t{TaskKind::kRows};
+          Task t{squeezed ? TaskKind::kHidden : TaskKind::kRows};
+          t.panels = {0, hidden_units(j.item, *chain_.header.isa)};
           t.item = i;
           t.image = first_image + image;
           t.slot = image;
@@ -147,20 +157,31 @@ class Builder {
           if (rows && b > 0) t.seam_above = seam_rows(j, edge(b)), t.above = first_row[b];
           if (rows && b + 1 < bands) t.seam_below = seam_rows(j, edge(b + 1)), t.below = first_row[b + 1];
           add(t, phase, ready);
-          if (image == 0) measure(i, j.plan, [&](const Job& job, Arena& a) { run_rows(job, t.region, {}, {}, a); });
+          if (image > 0) continue;
+          measure(i, j.plan, [&](const Job& job, Arena& a) {
+            if (squeezed) {
+              run_hidden(job, t.panels, {0, 0}, {}, {}, nullptr, {}, a);
+            } else {
+              run_rows(job, t.region, {}, {}, a);
+            }
+          });
         }
       }
     }
-    return phase;
+    return squeezed ? add_squeeze(i, j, first_image, images, workers, phase) : phase;
+  }
+
+  void reserve_hidden(const Job& j) {
+    const IsaTable& isa = *chain_.header.isa;
+    const size_t channels = static_cast<size_t>(block_of_unit(j.item, isa, hidden_units(j.item, isa))) * isa.vector;
+    list_.hidden = std::max(list_.hidden, round(channels * j.shape.out_h * j.shape.out_w));
+    list_.squeeze = std::max(list_.squeeze, squeeze_floats(j));
   }
 
   int add_hidden(int i, const Job& j, int first_image, int images, int workers, int previous) {
-    const PackedItem& item = chain_.items[i];
-    const IsaTable& isa = *chain_.header.isa;
-    const int units = hidden_units(item, isa), parts = std::min(workers, units),
-              blocks = block_of_unit(item, isa, units), vector = isa.vector;
-    const int phase = new_phase(), pixels = j.shape.out_h * j.shape.out_w;
-    list_.hidden = std::max(list_.hidden, round(static_cast<size_t>(blocks) * vector * pixels));
+    const int units = hidden_units(j.item, *chain_.header.isa), parts = std::min(workers, units);
+    const int phase = new_phase();
+    reserve_hidden(j);
     for (int image = 0; image < images; ++image) {
       for (int p = 0; p < parts; ++p) {
         Task t{TaskKind::kHidden};
@@ -168,14 +189,46 @@ class Builder {
         t.image = first_image + image;
         t.slot = image;
         t.panels = {units * p / parts, units * (p + 1) / parts};
+        t.region = {0, j.shape.out_h, 0, j.shape.out_w};
         add(t, phase, previous);
-        if (image == 0)
-          measure(i, j.plan,
-                  [&](const Job& job, Arena& a) { run_hidden(job, {t.panels.begin, t.panels.end}, nullptr, a); });
+        if (image > 0) continue;
+        measure(i, j.plan,
+                [&](const Job& job, Arena& a) { run_hidden(job, t.panels, {0, 0}, {}, {}, nullptr, {}, a); });
       }
     }
-    return add_grid(TaskKind::kProject, i, j, pixels, item.find(Role::kProject)->panels.size(), first_image, images,
-                    workers, phase);
+    return add_squeeze(i, j, first_image, images, workers, phase);
+  }
+
+  // After the depthwise output of whole images: the two layers of squeeze-and-excitation, where there are, and the
+  // project.
+  int add_squeeze(int i, const Job& j, int first_image, int images, int workers, int previous) {
+    if (j.item.desc.squeezed()) {
+      previous = add_layer(TaskKind::kReduce, i, j, first_image, images, workers, previous);
+      previous = add_layer(TaskKind::kExcite, i, j, first_image, images, workers, previous);
+    }
+    return add_grid(TaskKind::kProject, i, j, j.shape.out_h * j.shape.out_w, j.item.find(Role::kProject)->panels.size(),
+                    first_image, images, workers, previous);
+  }
+
+  int add_layer(TaskKind kind, int i, const Job& j, int first_image, int images, int workers, int previous) {
+    const PackedStage& stage = *j.item.find(kind == TaskKind::kReduce ? Role::kReduce : Role::kExcite);
+    const int n = static_cast<int>(stage.panels.size()), phase = new_phase();
+    const double work = static_cast<double>(stage.desc.in) * stage.desc.out * kLayerWeight;
+    const int parts = std::min({n, workers, useful_workers(work, workers)});
+    for (int image = 0; image < images; ++image) {
+      for (int p = 0; p < parts; ++p) {
+        Task t{kind};
+        t.item = i;
+        t.image = first_image + image;
+        t.slot = image;
+        t.panels = {n * p / parts, n * (p + 1) / parts};
+        add(t, phase, previous);
+      }
+    }
+    if (kind == TaskKind::kReduce) {
+      measure(i, j.plan, [n](const Job& job, Arena& a) { run_reduce(job, {}, {0, n}, a); });
+    }
+    return phase;
   }
 
   int add_conv(int i, const Job& j, int first_image, int images, int workers, int previous) {
@@ -184,10 +237,10 @@ class Builder {
                     chain_.items[i].stages[0].panels.size(), first_image, images, workers, previous);
   }
 
-  // Pixels (or rows) x panels. Strided outputs and residuals of single convolutions are written whole pixels at a time.
+  // Pixels (or rows) x panels. Strided outputs are written whole pixels at a time.
   int add_grid(TaskKind kind, int i, const Job& j, int m, size_t panels, int first_image, int images, int workers,
                int previous) {
-    const bool whole_pixels = j.out.channel != 1 || (kind == TaskKind::kConv && j.item.desc.residual);
+    const bool whole_pixels = j.out.channel != 1;
     const Grid grid = choose_grid(m, whole_pixels ? 1 : static_cast<int>(panels), workers);
     const int phase = new_phase(), n = static_cast<int>(panels);
     for (int image = 0; image < images; ++image) {
@@ -208,7 +261,7 @@ class Builder {
             if (kind == TaskKind::kConv) {
               run_conv(job, t.region, t.panels, arena);
             } else {
-              run_project(job, nullptr, t.pixels, t.panels, arena);
+              run_project(job, nullptr, {}, t.pixels, t.panels, arena);
             }
           });
         }
@@ -218,8 +271,7 @@ class Builder {
   }
 
   int add_pool(int i, const Job& j, int first_image, int images, int workers, int previous) {
-    const int n = static_cast<int>(chain_.items[i].stages[0].panels.size()), parts = std::min(workers, n),
-              phase = new_phase();
+    const int n = pool_parts(chain_.items[i]), parts = std::min(workers, n), phase = new_phase();
     for (int image = 0; image < images; ++image) {
       for (int p = 0; p < parts; ++p) {
         Task t{TaskKind::kPool};
@@ -235,7 +287,7 @@ class Builder {
   }
 
   // All images at once: the weights are read once for the whole batch.
-  void add_linear(int i, int threads, int wait0, int wait1) {
+  int add_linear(int i, int threads, int wait0, int wait1) {
     const PackedStage& stage = chain_.items[i].stages[0];
     const int n = static_cast<int>(stage.panels.size());
     const int parts = std::min(
@@ -247,6 +299,7 @@ class Builder {
       t.panels = {n * p / parts, n * (p + 1) / parts};
       add(t, phase, wait0, wait1);
     }
+    return phase;
   }
 
   const PackedChain& chain_;
@@ -265,8 +318,8 @@ OutView dense_out(float* data, int w, int channels) {
 }
 
 Job make_job(const PackedChain& chain, const TaskList& list, int item, const ItemPlan& plan, const InView& in,
-             const OutView& out) {
-  return Job{chain, chain.items[item], list.shapes[item], plan, in, out};
+             const OutView& out, const InView& residual) {
+  return Job{chain, chain.items[item], list.shapes[item], plan, in, out, residual};
 }
 
 TaskList make_tasks(const PackedChain& chain, const Input& in, const Output& out, int threads) {
@@ -277,7 +330,9 @@ TaskList make_tasks(const PackedChain& chain, const Input& in, const Output& out
   list.workers = useful_workers(work * in.n, threads);
   const IsaTable& isa = *chain.header.isa;
   for (size_t i = 0; i < chain.items.size(); ++i) {
-    const bool rows_join = i > 0 || in.row == in.w * in.pixel;
+    // What is read besides the item's own input must be one row too.
+    const bool reads_input = i == 0 || (i == 1 && chain.items[i].desc.residual_back),
+               rows_join = !reads_input || in.row == in.w * in.pixel;
     flatten_pointwise(chain.items[i].desc, rows_join, list.shapes[i]);
     list.alone.push_back(plan_item(chain.items[i], list.shapes[i], isa, cache_sizes(), 1));
     list.shared.push_back(plan_item(chain.items[i], list.shapes[i], isa, cache_sizes(), list.workers));

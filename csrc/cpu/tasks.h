@@ -22,15 +22,15 @@ struct Output {
   ptrdiff_t image, channel, pixel;
 };
 
-enum class TaskKind { kImage, kRows, kSeam, kHidden, kProject, kConv, kPool, kLinear };
+enum class TaskKind { kImage, kRows, kSeam, kHidden, kReduce, kExcite, kProject, kConv, kPool, kLinear };
 
 struct Task {
   TaskKind kind;
   int item = 0, image = 0;
-  int slot = 0;                      // split images: which of the shared activation buffers
-  Region region{};                   // rows, conv
-  Range pixels{};                    // project, linear (images)
-  Range panels{};                    // project, conv, pool, linear; hidden: channel blocks
+  int slot = 0;     // split images: which of the shared activation buffers
+  Region region{};  // rows, conv
+  Range pixels{};   // project, linear (images)
+  Range panels{};   // reduce, excite, project, conv, pool, linear; hidden: units, and the region's rows
   Range seam_above{}, seam_below{};  // rows: hidden rows made ahead; seam: the row
   size_t above = 0, below = 0;       // their place among the shared seam rows, in rows
   int phase = 0;
@@ -46,9 +46,11 @@ struct TaskList {
   // Scratch in floats: per worker its activations and task scratch; then what split images share.
   size_t activation = 0, worker_scratch = 0;
   int slots = 0;  // images that are split
-  size_t seam = 0, hidden = 0, features = 0;
+  size_t seam = 0, hidden = 0, squeeze = 0;
+  size_t features = 0;  // of the widest linear layer's input, all images; two such buffers
+  size_t slot_floats() const { return 2 * activation + seam + hidden + squeeze; }
   size_t scratch_floats() const {
-    return workers * (2 * activation + worker_scratch) + slots * (2 * activation + seam + hidden) + features;
+    return workers * (2 * activation + worker_scratch) + slots * slot_floats() + 2 * features;
   }
 };
 
@@ -77,7 +79,7 @@ class TaskCache {
 
 // The job of an item on one image, given where its activations lie (null while measuring).
 Job make_job(const PackedChain& chain, const TaskList& list, int item, const ItemPlan& plan, const InView& in,
-             const OutView& out);
+             const OutView& out, const InView& residual);
 InView dense_view(const float* data, int w, int channels);
 OutView dense_out(float* data, int w, int channels);
 

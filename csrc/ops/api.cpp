@@ -25,7 +25,7 @@ std::vector<KernelInfo> kernels() {
     const IsaTable& t = *isa.table;
     for (int k = 0; k < t.kind_count; ++k) list.push_back({"pointwise", "fp32", t.name, t.kinds[k].name});
     list.push_back({"linear", "fp32", t.name, "1x" + std::to_string(t.kinds[0].width)});
-    for (const char* tile : {"3x3s1", "3x3s2", "5x5s1", "5x5s2", "any"})
+    for (const char* tile : {"3x3s1", "3x3s2", "5x5s1", "5x5s2", "7x7s1", "7x7s2", "any"})
       list.push_back({"depthwise", "fp32", t.name, tile});
   }
   return list;

@@ -45,9 +45,11 @@ Tensor run_entry(const Entry& entry, const Tensor& x) {
                     ", too small: a stage of this chain would have an output of ", s.out_h, " x ", s.out_w, " pixels");
   }
   for (size_t i = 0; i < placed.size(); ++i) {
-    const ItemShape& p = placed[i];
-    STD_TORCH_CHECK(!desc.items[i].residual || (p.out_h == p.h && p.out_w == p.w), "residual needs an output of the ",
-                    "input's size; this block makes ", p.out_h, " x ", p.out_w, " pixels of ", p.h, " x ", p.w);
+    const ItemShape& p = placed[desc.items[i].residual_back ? i - 1 : i];
+    const ItemShape& end = placed[i];
+    STD_TORCH_CHECK(!desc.items[i].residual || (end.out_h == p.h && end.out_w == p.w),
+                    "residual needs an output of the ", "input's size; this block makes ", end.out_h, " x ", end.out_w,
+                    " pixels of ", p.h, " x ", p.w);
   }
   const int64_t n = in.n, c = desc.items.back().out(), h = placed.back().out_h, w = placed.back().out_w;
   Output out;

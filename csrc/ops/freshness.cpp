@@ -102,7 +102,8 @@ void check_source(const Tensor& t, const StageDesc& stage, int bit, bool linear)
     const Geometry& g = stage.geometry;
     const int64_t in = stage.role == Role::kDepthwise ? 1 : stage.in;
     const bool fits =
-        linear ? t.dim() == 2 && t.size(0) == stage.out && t.size(1) == stage.in
+        linear ? (t.dim() == 2 || (t.dim() == 4 && t.size(2) == 1 && t.size(3) == 1)) && t.size(0) == stage.out &&
+                     t.size(1) == stage.in
                : t.dim() == 4 && t.size(0) == stage.out && t.size(1) == in && t.size(2) == g.kh && t.size(3) == g.kw;
     STD_TORCH_CHECK(fits, "sources: weight has shape ", shape_text(t), "; this stage needs (", stage.out, ", ", in,
                     linear ? std::string(")") : ", " + std::to_string(g.kh) + ", " + std::to_string(g.kw) + ")");

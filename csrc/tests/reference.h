@@ -1,5 +1,6 @@
 // A chain in float64, written for reading, and the bound of its fp32 error (docs/numerics.md).
 #pragma once
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -32,6 +33,7 @@ inline StageDesc stage(Role role, int in, int out, Geometry g, Activation a = Ac
   s.activation = a;
   s.sources = kWeight | kBnWeight | kBnBias | kRunningMean | kRunningVar;
   s.eps = 1e-5;
+  s.slope = a == Activation::kLeakyRelu ? 0.1 : 0;
   return s;
 }
 
@@ -76,6 +78,36 @@ inline std::vector<SourceView> views(const StageDesc& s, const StageTensors& t) 
 
 constexpr double kEps = std::numeric_limits<float>::epsilon() / 2;
 
+inline double activate(const StageDesc& s, double x) {
+  const double six = std::min(std::max(x + 3, 0.0), 6.0);
+  switch (s.activation) {
+    case Activation::kNone:
+      return x;
+    case Activation::kRelu:
+      return std::max(x, 0.0);
+    case Activation::kRelu6:
+      return std::min(std::max(x, 0.0), 6.0);
+    case Activation::kHardswish:
+      return x * six / 6;
+    case Activation::kSilu:
+      return x / (1 + std::exp(-x));
+    case Activation::kHardsigmoid:
+      return six / 6;
+    case Activation::kLeakyRelu:
+      return x < 0 ? x * s.slope : x;
+    case Activation::kSigmoid:
+      return 1 / (1 + std::exp(-x));
+  }
+  return x;
+}
+
+// Steepest slope, and the activation's own rounding relative to its value.
+inline double activation_bound(const StageDesc& s, double y, double bound) {
+  if (is_clamp(s.activation) || s.activation == Activation::kLeakyRelu) return bound + kEps * std::fabs(y);
+  const double slope = s.activation == Activation::kHardswish ? 1.5 : s.activation == Activation::kSilu ? 1.1 : 0.25;
+  return slope * bound + 4 * kEps * std::fabs(y);
+}
+
 // |error| <= 2 eps sqrt(K) sum |w||x|, plus what the inputs' own errors become.
 inline Image run_stage(const StageDesc& s, const StageTensors& t, Image& x) {
   const Placed p = place(s.geometry, x.h, x.w);
@@ -109,43 +141,62 @@ inline Image run_stage(const StageDesc& s, const StageTensors& t, Image& x) {
             }
           }
         }
-        if (s.activation != Activation::kNone) sum = sum < 0 ? 0 : sum;
-        if (s.activation == Activation::kRelu6) sum = sum > 6 ? 6 : sum;
+        sum = activate(s, sum);
         y.at(y.v, o, oy, ox) = sum;
-        y.at(y.bound, o, oy, ox) = 2 * kEps * root * magnitude + carried;
+        y.at(y.bound, o, oy, ox) = activation_bound(s, sum, 2 * kEps * root * magnitude + carried);
       }
     }
   }
   return y;
 }
 
-inline Image run_item(const ItemDesc& item, const std::vector<StageTensors>& tensors, Image x) {
-  Image y = x;
-  for (size_t i = 0; i < item.stages.size(); ++i) y = run_stage(item.stages[i], tensors[i], y);
+inline Image mean_of(Image& y);
+
+// `shortcut` is what the residual adds.
+inline Image run_item(const ItemDesc& item, const std::vector<StageTensors>& tensors, Image x, const Image& shortcut) {
+  Image y = x, squeezed;
+  if (item.mean) return mean_of(y);
+  for (size_t i = 0; i < item.stages.size(); ++i) {
+    if (item.stages[i].role == Role::kReduce) {
+      squeezed = mean_of(y);
+      squeezed = run_stage(item.stages[i], tensors[i], squeezed);
+    } else if (item.stages[i].role == Role::kExcite) {
+      squeezed = run_stage(item.stages[i], tensors[i], squeezed);
+      const size_t pixels = static_cast<size_t>(y.h) * y.w;
+      for (size_t j = 0; j < y.v.size(); ++j) {
+        const double s = squeezed.v[j / pixels], e = squeezed.bound[j / pixels];
+        y.bound[j] = y.bound[j] * (std::fabs(s) + e) + std::fabs(y.v[j]) * e + kEps * std::fabs(y.v[j] * s);
+        y.v[j] *= s;
+      }
+    } else {
+      y = run_stage(item.stages[i], tensors[i], y);
+    }
+  }
   if (item.residual) {
     for (size_t i = 0; i < y.v.size(); ++i) {
-      y.v[i] += x.v[i];
-      y.bound[i] += x.bound[i] + kEps * std::fabs(y.v[i]);
+      y.v[i] += shortcut.v[i];
+      y.bound[i] += shortcut.bound[i] + kEps * std::fabs(y.v[i]);
     }
   }
-  if (item.pool) {
-    const int pixels = y.h * y.w;
-    Image pooled;
-    pooled.c = y.c;
-    pooled.h = pooled.w = 1;
-    for (int c = 0; c < y.c; ++c) {
-      double sum = 0, bound = 0, magnitude = 0;
-      for (int i = 0; i < pixels; ++i) {
-        sum += y.v[static_cast<size_t>(c) * pixels + i];
-        magnitude += std::fabs(y.v[static_cast<size_t>(c) * pixels + i]);
-        bound += y.bound[static_cast<size_t>(c) * pixels + i];
-      }
-      pooled.v.push_back(sum / pixels);
-      pooled.bound.push_back((bound + 2 * kEps * std::sqrt(pixels + 1.0) * magnitude) / pixels);
+  return item.pool ? mean_of(y) : y;
+}
+
+inline Image mean_of(Image& y) {
+  const int pixels = y.h * y.w;
+  Image pooled;
+  pooled.c = y.c;
+  pooled.h = pooled.w = 1;
+  for (int c = 0; c < y.c; ++c) {
+    double sum = 0, bound = 0, magnitude = 0;
+    for (int i = 0; i < pixels; ++i) {
+      sum += y.v[static_cast<size_t>(c) * pixels + i];
+      magnitude += std::fabs(y.v[static_cast<size_t>(c) * pixels + i]);
+      bound += y.bound[static_cast<size_t>(c) * pixels + i];
     }
-    return pooled;
+    pooled.v.push_back(sum / pixels);
+    pooled.bound.push_back((bound + 2 * kEps * std::sqrt(pixels + 1.0) * magnitude) / pixels);
   }
-  return y;
+  return pooled;
 }
 
 }  // namespace test

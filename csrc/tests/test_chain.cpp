@@ -41,10 +41,11 @@ Data make_data(const Case& c, unsigned seed) {
   std::mt19937 rng(seed);
   for (const ItemDesc& item : c.chain.items) {
     d.tensors.emplace_back();
+    if (item.mean) continue;
     for (const StageDesc& s : item.stages) d.tensors.back().push_back(random_tensors(s, rng));
   }
   for (size_t i = 0; i < c.chain.items.size(); ++i) {
-    for (size_t s = 0; s < c.chain.items[i].stages.size(); ++s) {
+    for (size_t s = 0; s < d.tensors[i].size(); ++s) {
       for (const SourceView& v : views(c.chain.items[i].stages[s], d.tensors[i][s])) d.sources.push_back(v);
     }
   }
@@ -118,8 +119,12 @@ void compare(const Case& c, const Data& d, const Result& r, const char* isa) {
   size_t at = 0;
   double worst = 0;
   for (const Image& image : d.images) {
-    Image y = image;
-    for (size_t i = 0; i < c.chain.items.size(); ++i) y = run_item(c.chain.items[i], d.tensors[i], y);
+    Image y = image, before = image;
+    for (size_t i = 0; i < c.chain.items.size(); ++i) {
+      const Image entry = y;
+      y = run_item(c.chain.items[i], d.tensors[i], y, c.chain.items[i].residual_back ? before : entry);
+      before = entry;
+    }
     CHECK_MESSAGE(y.c == r.c && y.h == r.h && y.w == r.w, c.name + ": shape");
     for (size_t i = 0; i < y.v.size(); ++i, ++at) {
       const double error = std::fabs(r.v[at] - y.v[i]);
@@ -143,6 +148,96 @@ ItemDesc inverted(int in, int hidden, int out, Geometry g, bool residual) {
   s.push_back(stage(Role::kDepthwise, hidden, hidden, g));
   s.push_back(stage(Role::kProject, hidden, out, {}, Activation::kNone));
   return item(s, residual);
+}
+
+// With squeeze-and-excitation before the project.
+ItemDesc squeezed(int in, int hidden, int out, int reduced, Geometry g, bool residual,
+                  Activation inner = Activation::kSilu, Activation gate = Activation::kSigmoid) {
+  ItemDesc i = inverted(in, hidden, out, g, residual);
+  for (StageDesc& s : i.stages) {
+    if (s.role != Role::kProject) s.activation = inner;
+  }
+  StageDesc reduce = stage(Role::kReduce, hidden, reduced, {}, inner),
+            excite = stage(Role::kExcite, reduced, hidden, {}, gate);
+  reduce.sources = excite.sources = kWeight | kConvBias;
+  i.stages.insert(i.stages.end() - 1, {reduce, excite});
+  return i;
+}
+
+ItemDesc linear_item(int in, int out, Activation a, unsigned sources = kWeight | kConvBias) {
+  ItemDesc linear;
+  linear.linear = true;
+  linear.stages.push_back(stage(Role::kExpand, in, out, {}, a));
+  linear.stages[0].sources = sources;
+  return linear;
+}
+
+// Every activation in every kernel that may end in one; squeeze-and-excitation; shortcuts over two items.
+void add_family_cases(const std::function<void(std::string, std::vector<ItemDesc>, int, int, int, Layout)>& add) {
+  const Layout layouts[] = {Layout::kNhwc, Layout::kNchw, Layout::kPitched};
+  for (int code = 3; code <= kLastActivation; ++code) {
+    const auto a = static_cast<Activation>(code);
+    const std::string name = " activation " + std::to_string(code);
+    for (int out : {1, 7, 8, 24, 37, 48, 70})
+      add("pointwise" + name, {item({stage(Role::kExpand, 9, out, {}, a)}, out == 9)}, 2, 7, 9, layouts[out % 3]);
+    add("pointwise residual" + name, {item({stage(Role::kExpand, 20, 20, {}, a)}, true)}, 2, 5, 6, layouts[code % 3]);
+    add("dense" + name, {item({stage(Role::kExpand, 3, 19, square(3, 2), a)})}, 1, 9, 12, layouts[code % 3]);
+    add("depthwise" + name, {item({stage(Role::kDepthwise, 21, 21, square(code % 2 ? 5 : 7, 1 + code % 2), a)})}, 2, 9,
+        8, layouts[code % 3]);
+    ItemDesc block = inverted(12, 45, 12, square(3), true);
+    for (StageDesc& s : block.stages) s.activation = a;
+    for (StageDesc& s : block.stages) s.slope = a == Activation::kLeakyRelu ? 0.25 : 0;
+    add("block" + name, {block}, 2, 11, 10, layouts[code % 3]);
+    add("pool" + name,
+        {item({stage(Role::kExpand, 24, 43, {}, a)}, false, true), linear_item(43, 37, a),
+         linear_item(37, 11, Activation::kNone)},
+        3, 9, 9, Layout::kNhwc);
+  }
+  int turn = 0;
+  for (int h : {1, 2, 7, 14, 30}) {
+    for (int stride : {1, 2}) {
+      const int in = 9 + turn % 4, hidden = turn % 3 ? in * 4 - turn % 2 : in,
+                out = stride == 1 && turn % 2 == 0 ? in : 21;
+      const auto inner = static_cast<Activation>(1 + turn % 4);
+      add("squeezed " + std::to_string(h) + " s" + std::to_string(stride),
+          {squeezed(in, hidden, out, 1 + 3 * (turn % 4), square(turn % 2 ? 5 : 3, stride), stride == 1 && in == out,
+                    inner, turn % 2 ? Activation::kHardsigmoid : Activation::kSigmoid)},
+          1 + turn % 3, h, h + turn % 2, layouts[turn % 3]);
+      ++turn;
+    }
+  }
+  add("wide squeezed", {squeezed(8, 200, 12, 10, square(3), false)}, 1, 5, 700, Layout::kNhwc);
+  ItemDesc mean = item({stage(Role::kExpand, 70, 70, {})}, false, true);
+  mean.mean = true;
+  mean.stages[0].sources = 0;
+  mean.stages[0].activation = Activation::kNone;
+  for (Layout layout : layouts) {
+    add("mean", {mean}, 2, 9, 11, layout);
+    add("block and mean", {inverted(12, 45, 70, square(3), false), mean, linear_item(70, 5, Activation::kNone)}, 3, 13,
+        12, layout);
+  }
+  // Dilated depthwise: every residue, and the stride that equals the dilation.
+  for (int k : {3, 5, 7}) {
+    for (int dilation : {2, 3}) {
+      for (int stride : {1, 2, 3}) {
+        add("dilated k" + std::to_string(k) + " d" + std::to_string(dilation) + " s" + std::to_string(stride),
+            {inverted(5, 19, 7, square(k, stride, dilation), false)}, 1, 13, stride == 1 ? 2 * dilation - 1 : 14,
+            layouts[stride % 3]);
+      }
+    }
+  }
+  // A start depthwise and a shortcut around both items; first in the chain, and later where buffers are shared.
+  ItemDesc start = item({stage(Role::kDepthwise, 16, 16, square(5), Activation::kNone)});
+  ItemDesc back = inverted(16, 50, 16, square(3), true);
+  ItemDesc plain = item({stage(Role::kExpand, 16, 16, {}, Activation::kNone)}, true);
+  plain.residual_back = back.residual_back = true;
+  ItemDesc edge = item({stage(Role::kExpand, 16, 16, square(3), Activation::kSilu)});
+  for (Layout layout : layouts) {
+    add("shortcut over two", {start, back}, 2, 14, 13, layout);
+    add("shortcut over two, single", {edge, plain}, 2, 9, 8, layout);
+    add("shortcuts", {edge, plain, start, back, edge, plain, inverted(16, 30, 9, square(3), false)}, 3, 15, 14, layout);
+    add("late shortcut", {start, inverted(16, 40, 16, square(3), true), edge, plain}, 2, 12, 14, layout);
+  }
 }
 
 std::vector<Case> cases() {
@@ -198,6 +293,20 @@ std::vector<Case> cases() {
   turn = 0;
   for (int k : {2, 3, 5}) {
     for (int stride : {1, 2}) {
+      for (int in : {7, 8, 13}) {
+        for (int dilation : {1, 2}) {
+          Geometry g = square(k, stride, dilation);
+          if (turn % 2) g.same = true;
+          add("dense of " + std::to_string(in) + " k" + std::to_string(k) + " s" + std::to_string(stride) + " d" +
+                  std::to_string(dilation),
+              {item({stage(Role::kExpand, in, 21, g)})}, 2, 10, 13, layouts[turn % 3]);
+          ++turn;
+        }
+      }
+    }
+  }
+  for (int k : {2, 3, 5}) {
+    for (int stride : {1, 2}) {
       for (int out : {8, 32, 35}) {
         Geometry g = square(k, stride, turn % 4 == 3 ? 2 : 1);
         if (turn % 2) g.same = true;
@@ -243,6 +352,17 @@ std::vector<Case> cases() {
         {stem, inverted(16, 96, 24, square(3, 2), false), inverted(24, 144, 24, square(3), true), head, linear}, n, 33,
         33, layouts[n % 2]);
   }
+  linear.stages[0] = stage(Role::kExpand, 40, 37, {}, Activation::kHardswish);
+  const ItemDesc last = linear_item(37, 10, Activation::kNone);
+  for (int n : {1, 3}) {
+    add("squeezed network batch " + std::to_string(n),
+        {stem, squeezed(16, 96, 24, 8, square(5, 2), false, Activation::kHardswish, Activation::kHardsigmoid),
+         squeezed(24, 144, 24, 6, square(3), true), head, linear, last},
+        n, 33, 33);
+  }
+  add_family_cases([&](std::string name, std::vector<ItemDesc> items, int n, int h, int w, Layout layout) {
+    add(std::move(name), std::move(items), n, h, w, layout);
+  });
   return list;
 }
 
@@ -286,7 +406,10 @@ void check_splits() {
                           Wanted{inverted(32, 192, 48, square(3, 2), false), 56, 3, TaskKind::kSeam},
                           Wanted{inverted(24, 144, 24, square(5), true), 40, 2, TaskKind::kSeam},
                           Wanted{inverted(96, 576, 96, square(3), true), 7, 2, TaskKind::kHidden},
-                          Wanted{inverted(96, 576, 160, square(3, 2), false), 14, 3, TaskKind::kHidden}}) {
+                          Wanted{inverted(96, 576, 160, square(3, 2), false), 14, 3, TaskKind::kHidden},
+                          Wanted{squeezed(24, 72, 40, 24, square(5), false), 56, 2, TaskKind::kSeam},
+                          Wanted{squeezed(32, 192, 48, 48, square(5, 2), false), 56, 3, TaskKind::kReduce},
+                          Wanted{squeezed(96, 576, 160, 144, square(5), false), 7, 2, TaskKind::kExcite}}) {
     Case c{"split", {}, 1, w.h, w.h, Layout::kNhwc};
     c.chain.items = {w.item};
     const Data d = make_data(c, 7);

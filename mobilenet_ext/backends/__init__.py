@@ -11,7 +11,7 @@ from typing import Protocol
 
 import torch
 
-from mobilenet_ext.backends import aten, cpu
+from mobilenet_ext.backends import aten, cpu, cuda, triton
 from mobilenet_ext.spec import ChainItem
 
 
@@ -25,7 +25,7 @@ class Backend(Protocol):
         """Why this backend cannot run ``spec`` on tensors of this device and dtype, or None if it can."""
 
 
-BACKENDS: tuple[Backend, ...] = (cpu, aten)
+BACKENDS: tuple[Backend, ...] = (cpu, cuda, triton, aten)
 
 
 def unsupported(backend: Backend, chain: Sequence[ChainItem], device: torch.device, dtype: torch.dtype) -> str | None:

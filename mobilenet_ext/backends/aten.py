@@ -11,12 +11,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mobilenet_ext.spec import BlockSpec, ChainItem, ConvSpec, LinearSpec
+from mobilenet_ext.spec import SQUEEZE_ROLES, BlockSpec, ChainItem, ConvSpec, LinearSpec, PoolSpec
 
 name = "aten"
 description = "plain PyTorch operators"
 
-_ACTIVATIONS = {"none": lambda x: x, "relu": F.relu, "relu6": F.relu6}
+_ACTIVATIONS = {
+    "none": lambda x: x,
+    "relu": F.relu,
+    "relu6": F.relu6,
+    "hardswish": F.hardswish,
+    "silu": F.silu,
+    "hardsigmoid": F.hardsigmoid,
+    "sigmoid": torch.sigmoid,
+}
 
 
 def unsupported(spec: ChainItem, device: torch.device, dtype: torch.dtype) -> str | None:
@@ -31,9 +39,7 @@ def split(chain: Sequence[ChainItem], sources: Sequence[Tensor]) -> Iterator[tup
 
     ValueError if the number of sources is not what the chain needs.
     """
-    stages = [
-        [item.sources] if isinstance(item, LinearSpec) else [s.sources for _, s in item.stages()] for item in chain
-    ]
+    stages = [[spec.sources for _, spec in item.stages()] for item in chain]
     expected = sum(len(names) for item in stages for names in item)
     if expected != len(sources):
         raise ValueError(f"sources has {len(sources)} tensors; this chain needs {expected}")
@@ -63,8 +69,10 @@ def convolve(spec: ConvSpec, x: Tensor, weight: Tensor, bias: Tensor | None) -> 
     return F.conv2d(x, weight, bias, spec.stride, (top, left) if symmetric else 0, spec.dilation, groups)
 
 
-def activate(spec: ConvSpec, x: Tensor) -> Tensor:
+def activate(spec: ConvSpec | LinearSpec, x: Tensor) -> Tensor:
     """The activation of ``spec`` on ``x``; propagates NaN as PyTorch does."""
+    if spec.activation == "leaky_relu":
+        return F.leaky_relu(x, spec.slope)
     return _ACTIVATIONS[spec.activation](x)
 
 
@@ -77,13 +85,36 @@ def run_stage(spec: ConvSpec, x: Tensor, tensors: Mapping[str, Tensor], training
     return activate(spec, x)
 
 
-def run_block(block: BlockSpec, x: Tensor, stages: Sequence[Mapping[str, Tensor]], training: bool = False) -> Tensor:
-    """One block on ``x`` (N, C, H, W); the result is (N, C', H', W'), or (N, C') after a pool."""
+def run_linear(spec: LinearSpec, x: Tensor, tensors: Mapping[str, Tensor], training: bool = False) -> Tensor:
+    """A fully connected layer with its BatchNorm and activation on ``x`` (N, in_features)."""
+    x = F.linear(x, tensors["weight"].flatten(1), tensors.get("conv_bias"))
+    if "running_mean" in tensors:
+        mean, var = (None, None) if training else (tensors["running_mean"], tensors["running_var"])
+        x = F.batch_norm(x, mean, var, tensors.get("bn_weight"), tensors.get("bn_bias"), training, 0.0, spec.eps)
+    return activate(spec, x)
+
+
+def run_block(
+    block: BlockSpec,
+    x: Tensor,
+    stages: Sequence[Mapping[str, Tensor]],
+    training: bool = False,
+    shortcut: Tensor | None = None,
+) -> Tensor:
+    """One block on ``x`` (N, C, H, W); the result is (N, C', H', W'), or (N, C') after a pool.
+
+    ``shortcut`` is the input of the item before, for a block with ``residual_back``.
+    """
     y = x
-    for (_, spec), tensors in zip(block.stages(), stages, strict=True):
-        y = run_stage(spec, y, tensors, training)
-    if block.residual:
-        y = x + y
+    scale = x
+    for (role, spec), tensors in zip(block.stages(), stages, strict=True):
+        if role in SQUEEZE_ROLES:
+            scale = run_stage(spec, y.mean((2, 3), keepdim=True) if role == "reduce" else scale, tensors, training)
+            y = y * scale if role == "excite" else y
+        else:
+            y = run_stage(spec, y, tensors, training)
+    if block.residual or block.residual_back:
+        y = (x if shortcut is None else shortcut) + y
     return y.mean((2, 3)) if block.pool else y
 
 
@@ -99,11 +130,17 @@ def run_chain(chain: Sequence[ChainItem], x: Tensor, sources: Sequence[Tensor], 
     """
     if x.dim() != 4:
         raise ValueError(f"x has {x.dim()} dimensions, shape {tuple(x.shape)}; allowed: 4, (N, C, H, W)")
+    before = x
     for item, stages in split(chain, sources):
         if isinstance(item, LinearSpec):
-            x = F.linear(x, stages[0]["weight"], stages[0].get("conv_bias"))
+            x = run_linear(item, x, stages[0], training)
+            continue
+        if isinstance(item, PoolSpec):
+            x = x.mean((2, 3))
             continue
         if x.shape[1] != item.in_channels:
             raise ValueError(f"x has {x.shape[1]} channels where the chain needs {item.in_channels}")
-        x = run_block(item, x, stages, training)
+        entry = x
+        x = run_block(item, x, stages, training, before if item.residual_back else entry)
+        before = entry
     return x

@@ -101,7 +101,7 @@ def parse(line: str) -> Layer:
         stages["depthwise"] = _conv(hidden, hidden, *geometry, True, activation)
     if kind in ("separable", "block"):
         stages["project"] = _conv(stages["depthwise"].out_channels, channels[-1], 1, 1, 1, False, False, last)
-    item = BlockSpec(**stages, residual="residual" in flags, pool="pool" in flags)
+    item = BlockSpec(**stages, residual="residual" in flags, pool="pool" in flags)  # type: ignore[arg-type]
     return Layer(item, (size[0], size[1]), note.strip())
 
 

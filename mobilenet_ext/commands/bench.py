@@ -23,6 +23,7 @@ EPILOG = (
 )
 _BATCHES = (1, 8)
 _LAYER_BATCHES = (1,)
+_GPU_BATCHES = (1, 32, 256)
 _PIPE_WIDTH = 140  # characters
 
 
@@ -59,6 +60,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     how.add_argument("--rounds", type=_positive, metavar="N", help="exactly so many rounds instead of --seconds")
     how.add_argument("--seconds", type=float, metavar="S", help="time of the rounds of one configuration")
     how.add_argument("--cold", action="store_true", help="flush the caches between calls")
+    how.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to run (default: cpu)")
+    how.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), nargs="+", help="on a GPU (default: fp16)")
     how.add_argument("--isa", metavar="NAME", help="cap our kernels at an instruction set")
     out = parser.add_argument_group("output")
     out.add_argument("--json", metavar="FILE", help="also write everything as JSON; - for standard output alone")
@@ -97,6 +100,10 @@ def run(args: argparse.Namespace) -> int:
             import matplotlib  # noqa: F401
         except ModuleNotFoundError:
             raise ImportError("matplotlib is not installed; pip install 'mobilenet_ext[plot]' brings it") from None
+    if args.device == "cuda":
+        return _run_on_gpu(args)
+    if args.dtype:
+        raise ValueError("--dtype is for --device cuda; on the CPU the arithmetic is fp32")
     if args.training:
         return _training(args)
     if args.isa:
@@ -153,6 +160,22 @@ def _training(args: argparse.Namespace) -> int:
     if args.json not in (None, "-"):
         Path(args.json).write_text(report.to_json() + "\n")
     return int(report.wrong)
+
+
+def _run_on_gpu(args: argparse.Namespace) -> int:
+    """The same subjects on a GPU; 0, or 1 if a result of ours was wrong."""
+    from ..bench import cases, gpu
+
+    gpu.require_gpu()
+    subjects = [cases.network(name, size) for name in _names(args) for size in args.size or [None]]
+    subjects += [cases.layer_case(layer) for layer in _listed_layers(args)]
+    with _Progress() as progress:
+        batches, dtypes = args.batch or list(_GPU_BATCHES), args.dtype or ["fp16"]
+        report = gpu.run(subjects, batches, dtypes, lambda text: progress(text, 0.0))
+    print(report.to_json() if args.json == "-" else report.markdown())
+    if args.json not in (None, "-"):
+        Path(args.json).write_text(report.to_json() + "\n")
+    return int(bool(report.wrong))
 
 
 def _threads(args: argparse.Namespace) -> list[int]:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from mobilenet_ext.commands import options
 from mobilenet_ext.commands.arguments import positive
 
 if TYPE_CHECKING:
@@ -26,12 +27,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "inspect", help="shapes, bytes and dead channels of every block", description=DESCRIPTION
     )
-    parser.add_argument(
-        "model",
-        metavar="MODEL",
-        help="reference:v1, reference:v2, pretrained:efficientnet_lite0 (real weights), a torchvision or timm name "
-        "(random weights), or module:callable",
-    )
+    options.add_model(parser)
     parser.add_argument("--size", type=positive, metavar="PIXELS", help="side of the image (default: the model's own)")
     parser.add_argument(
         "--dead-threshold",
@@ -64,7 +60,8 @@ def run(args: argparse.Namespace) -> int:
     from mobilenet_ext.inspection import inspect_model
 
     with Console(stderr=True).status(f"inspecting {args.model}"):
-        result = inspect_model(loading.load(args.model, args.size), args.size, args.dead_threshold)
+        model = loading.load(args.model, args.size, weights=args.weights, allow_pickle=args.allow_pickle)
+        result = inspect_model(model, args.size, args.dead_threshold)
     if args.json:
         blocks = [{**asdict(block), "byte_ratio": block.byte_ratio} for block in result.blocks]
         print(json.dumps({"model": args.model, **asdict(result), "blocks": blocks}, indent=2))

@@ -6,16 +6,14 @@ import argparse
 import json
 import sys
 
+from mobilenet_ext.commands import options
+
 DESCRIPTION = "Fuse a model and compare every output and every fused module with float64; exit status 1 on a failure."
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser("verify", help="compare a fused model with float64", description=DESCRIPTION)
-    parser.add_argument(
-        "model",
-        metavar="NAME",
-        help="reference:v1, reference:v2, a torchvision or timm name (random weights), or module:callable",
-    )
+    options.add_model(parser, "NAME")
     parser.add_argument("--size", type=_positive, metavar="PIXELS", help="side of the image (default: the model's own)")
     parser.add_argument("--batch", type=_positive, default=1, metavar="N", help="images in the batch (default: 1)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
@@ -39,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
 
     with Console(stderr=True).status(f"verifying {args.model}"):
         try:
-            model = loading.load(args.model, args.size)
+            model = loading.load(args.model, args.size, weights=args.weights, allow_pickle=args.allow_pickle)
         except loading.LoadError as error:
             print(f"mobilenet-ext verify: {error}", file=sys.stderr)
             return 2

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from torch import nn
 
-from mobilenet_ext.matchers import reference, sequence, timm, torchvision
+from mobilenet_ext.matchers import reference, sequence, timm, torchvision, traced
 from mobilenet_ext.matchers.chains import merge_stem, source_tensors
 from mobilenet_ext.matchers.common import Match, Refusal, RefusedError, Run, Source
 
 __all__ = ["Match", "Refusal", "Run", "Source", "match_module", "match_runs", "merge_stem", "source_tensors"]
 
-MATCHERS = (reference, torchvision, timm, sequence)
+MATCHERS = (reference, torchvision, timm, sequence, traced)
 
 
 def match_module(module: nn.Module) -> Match | Refusal | None:

@@ -33,7 +33,8 @@ class Match:
     ``norms`` are the BatchNorm submodules: the chain is valid only while each has ``training`` False and running
     statistics.  ``identities`` are the submodules that must be in eval mode to be the identity (dropout, drop path);
     '' is the matched module itself.  ``skipped`` is every submodule that the fused path does not call.  ``method`` is
-    the method that the chain replaces.
+    the method that the chain replaces.  ``traced`` says that the chain was read from a run of the module's own
+    ``forward``, which may depend on any of its settings.
     """
 
     chain: tuple[ChainItem, ...]
@@ -43,6 +44,7 @@ class Match:
     identities: tuple[str, ...]
     skipped: tuple[str, ...]
     method: str = "forward"
+    traced: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,15 @@ class RefusedError(Exception):
     """Raised by readers; the message is one sentence that names what was found."""
 
 
+@dataclass(frozen=True)
+class SqueezeItem:
+    """The two layers of squeeze-and-excitation, until they stand inside the block that they belong to."""
+
+    reduce: ConvSpec
+    excite: ConvSpec
+
+
+PieceItem = ChainItem | SqueezeItem
 Recurse = Callable[[nn.Module], "Match | Refusal | None"]
 
 
@@ -72,7 +83,7 @@ Recurse = Callable[[nn.Module], "Match | Refusal | None"]
 class Piece:
     """Part of a chain under construction, with the paths of its tensors."""
 
-    items: tuple[ChainItem, ...] = ()
+    items: tuple[PieceItem, ...] = ()
     sources: tuple[Source, ...] = ()
     norms: tuple[str, ...] = ()
     identities: tuple[str, ...] = ()
@@ -143,13 +154,38 @@ def tensor_source(module: nn.Module, path: str, name: str, shape: Sequence[int])
     return Source(path, name)
 
 
-def activation_name(module: nn.Module, path: str) -> str:
-    """The spec's name for an activation module; RefusedError names what it is otherwise."""
-    names = {nn.Identity: "none", nn.ReLU: "relu", nn.ReLU6: "relu6"}
+@dataclass(frozen=True)
+class Activation:
+    """A spec's activation and, for ``leaky_relu``, its slope below zero."""
+
+    name: str = "none"
+    slope: float = 0.0
+
+
+_ACTIVATIONS: dict[type[nn.Module], str] = {
+    nn.Identity: "none",
+    nn.ReLU: "relu",
+    nn.ReLU6: "relu6",
+    nn.Hardswish: "hardswish",
+    nn.SiLU: "silu",
+    nn.Hardsigmoid: "hardsigmoid",
+    nn.LeakyReLU: "leaky_relu",
+    nn.Sigmoid: "sigmoid",
+}
+# timm's own modules for the same functions.
+_TIMM_ACTIVATIONS = {"Swish": "silu", "Sigmoid": "sigmoid", "HardSwish": "hardswish", "HardSigmoid": "hardsigmoid"}
+
+
+def read_activation(module: nn.Module, path: str) -> Activation:
+    """The spec's activation for a module; RefusedError names what it is otherwise."""
+    timm = {optional_class("timm.layers.activations", name): value for name, value in _TIMM_ACTIVATIONS.items()}
+    names = {**_ACTIVATIONS, **{kind: value for kind, value in timm.items() if kind is not None}}
     if type(module) not in names:
-        raise RefusedError(f"{path} is the activation {type(module).__name__}; supported so far: ReLU, ReLU6, Identity")
-    require(module, path, list(names), "ReLU, ReLU6, Identity")
-    return names[type(module)]
+        supported = ", ".join(kind.__name__ for kind in _ACTIVATIONS)
+        raise RefusedError(f"{path} is the activation {type(module).__name__}; supported: {supported}")
+    require(module, path, list(names), "a supported activation")
+    name = names[type(module)]
+    return Activation(name, float(module.negative_slope) if isinstance(module, nn.LeakyReLU) else 0.0)
 
 
 def conv_padding(conv: nn.Conv2d, path: str, tensorflow_same: bool) -> Padding | str:
@@ -178,7 +214,7 @@ def read_stage(
     conv_path: str,
     norm: Any = None,
     norm_path: str = "",
-    activation: str = "none",
+    activation: Activation = Activation(),
     *,
     depthwise: bool | None = None,
     same_class: type | None = None,
@@ -222,23 +258,55 @@ def read_stage(
         dilation=_pair(conv.dilation),
         padding=conv_padding(conv, conv_path, type(conv) is not nn.Conv2d),
         depthwise=is_depthwise,
-        activation=activation,
+        activation=activation.name,
         eps=float(norm.eps) if norm is not None else 0.0,
         sources=tuple(name for name, _ in present),
+        slope=activation.slope,
     )
     block = BlockSpec(depthwise=spec) if is_depthwise else BlockSpec(expand=spec)
     return Piece((block,), tuple(source for _, source in present), (norm_path,) if norm is not None else ())
 
 
-def read_linear(module: nn.Module, path: str) -> Piece:
-    """A classifier on the pooled features."""
-    require(module, path, (nn.Linear,), "torch.nn.Linear")
+def read_linear(module: nn.Module, path: str, activation: Activation = Activation()) -> Piece:
+    """A fully connected layer on the pooled features."""
+    require(module, path, (nn.Linear, optional_class("timm.layers", "Linear")), "torch.nn.Linear")
     assert isinstance(module, nn.Linear)
     weight = tensor_source(module, path, "weight", (module.out_features, module.in_features))
     bias = tensor_source(module, path, "bias", (module.out_features,))
     names = ("weight",) if bias is None else ("weight", "conv_bias")
     sources = tuple(source for source in (weight, bias) if source is not None)
-    return Piece((LinearSpec(module.in_features, module.out_features, names),), sources)
+    spec = LinearSpec(module.in_features, module.out_features, names, activation.name, slope=activation.slope)
+    return Piece((spec,), sources)
+
+
+def as_linear(piece: Piece) -> Piece:
+    """A piece of one 1x1 convolution as the fully connected layer that it is on pooled features."""
+    (block,) = piece.items
+    conv = block.expand if isinstance(block, BlockSpec) else None
+    if conv is None or conv.kernel != (1, 1) or conv.stride != (1, 1) or conv.padding != (0, 0, 0, 0):
+        raise RefusedError("the convolution after the pooling is not 1x1")
+    spec = LinearSpec(conv.in_channels, conv.out_channels, conv.sources, conv.activation, conv.eps, conv.slope)
+    return replace(piece, items=(spec,))
+
+
+def read_squeeze(
+    path: str, reduce: nn.Module, act: nn.Module, excite: nn.Module, gate: nn.Module, names: tuple[str, str, str, str]
+) -> Piece:
+    """Squeeze-and-excitation from its two 1x1 convolutions, the activation between them and the gate, seen from the
+    parent in which the module is called ``path``; ``names`` are theirs inside it."""
+    paths = [join(path, name) for name in names]
+    first = read_stage(reduce, paths[0], activation=read_activation(act, paths[1]), depthwise=False)
+    second = read_stage(excite, paths[2], activation=read_activation(gate, paths[3]), depthwise=False)
+    specs = [piece.items[0].expand for piece in (first, second) if isinstance(piece.items[0], BlockSpec)]
+    for spec, where in zip(specs, (paths[0], paths[2]), strict=True):
+        if spec is None or spec.kernel != (1, 1) or spec.stride != (1, 1) or spec.padding != (0, 0, 0, 0):
+            raise RefusedError(f"{where} is no 1x1 convolution")
+    down, up = specs
+    assert down is not None
+    assert up is not None
+    if down.in_channels != up.out_channels or down.out_channels != up.in_channels:
+        raise RefusedError(f"the layers of {path} do not fit together")
+    return replace(first + second, items=(SqueezeItem(down, up),))
 
 
 def read_identity(module: nn.Module, path: str, dropouts: Iterable[type | None] = ()) -> Piece:

@@ -12,18 +12,21 @@ from dataclasses import dataclass
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
-from mobilenet_ext.matchers.chains import as_block, finish, merge_stem, pooled
+from mobilenet_ext.matchers.chains import as_block, finish, in_blocks, merge_stem, pooled
 from mobilenet_ext.matchers.common import (
+    Activation,
     Match,
     Piece,
     Recurse,
     Refusal,
     RefusedError,
     Run,
-    activation_name,
     is_a,
+    optional_class,
+    read_activation,
     read_identity,
     read_linear,
+    read_squeeze,
     read_stage,
 )
 
@@ -67,9 +70,9 @@ def _read_convolution(children: Children, start: int) -> _Unit:
         norm_path, norm = "", None
     else:
         stop += 1
-    activation = "none"
+    activation = Activation()
     if stop < len(children) and _is_activation(children[stop][1]):
-        activation = activation_name(children[stop][1], children[stop][0])
+        activation = read_activation(children[stop][1], children[stop][0])
         stop += 1
     return _Unit(start, stop, read_stage(conv, path, norm, norm_path, activation))
 
@@ -83,12 +86,45 @@ def _read_child(children: Children, index: int, recurse: Recurse) -> _Unit:
     if isinstance(child, nn.Sequential) and is_a(child, nn.Sequential):
         piece, layers = _read(child, recurse)
         return _Unit(index, index + 1, piece.under(name), layers)
+    squeeze = _read_squeeze(child, name)
+    if squeeze is not None:
+        return _Unit(index, index + 1, squeeze, layers=False)
     match = recurse(child)
     if isinstance(match, Match) and match.level == "block":
         piece = Piece(match.chain, match.sources, match.norms, match.identities)
         return _Unit(index, index + 1, piece.under(name), layers=False)
     reason = f": {match.reason}" if isinstance(match, Refusal) else ", which no fused kernel covers"
     raise RefusedError(f"{name} is a {type(child).__name__}{reason}")
+
+
+# Squeeze-and-excitation modules: where they are defined, their name, and their two convolutions with what follows each.
+_SQUEEZES = (
+    ("torchvision.ops.misc", "SqueezeExcitation", ("fc1", "activation", "fc2", "scale_activation")),
+    ("timm.models._efficientnet_blocks", "SqueezeExcite", ("conv_reduce", "act1", "conv_expand", "gate")),
+    ("timm.layers.squeeze_excite", "SEModule", ("fc1", "act", "fc2", "gate")),
+)
+
+
+def _read_squeeze(module: nn.Module, path: str) -> Piece | None:
+    """A library's squeeze-and-excitation, seen from its parent; None for any other module."""
+    for where, name, names in _SQUEEZES:
+        if not is_a(module, optional_class(where, name)):
+            continue
+        if getattr(module, "add_maxpool", False) or type(getattr(module, "bn", nn.Identity())) is not nn.Identity:
+            raise RefusedError(f"{path} is a {name} with a max pool or a norm; allowed: the mean and two convolutions")
+        first, act, second, gate = (getattr(module, part) for part in names)
+        return read_squeeze(path, first, act, second, gate, names)
+    return None
+
+
+def read_optional_squeeze(module: nn.Module, path: str) -> Piece:
+    """Squeeze-and-excitation or nothing, seen from the parent; refused where it is something else."""
+    if type(module) is nn.Identity:
+        return Piece()
+    piece = _read_squeeze(module, path)
+    if piece is None:
+        raise RefusedError(f"{path} is a {type(module).__name__}; allowed: squeeze-and-excitation")
+    return piece
 
 
 def _scan(children: Children, recurse: Recurse) -> list[_Unit | _Gap]:
@@ -130,20 +166,34 @@ def read_all(sequential: nn.Module, path: str, recurse: Recurse) -> Piece:
 
 
 def read_block(sequential: nn.Module, path: str, recurse: Recurse, residual: bool) -> Piece:
-    """A Sequential that holds exactly (expand,) depthwise, project, with the shortcut around it."""
+    """A Sequential that holds exactly (expand,) depthwise, (squeeze-and-excitation,) project, with the shortcut."""
     return as_block(read_all(sequential, path, recurse), residual)
 
 
+def read_fused_block(sequential: nn.Module, path: str, recurse: Recurse, residual: bool) -> Piece:
+    """A Sequential of a dense convolution and perhaps a 1x1 one, with the shortcut around it."""
+    return in_blocks(read_all(sequential, path, recurse), residual)
+
+
 def read_classifier(module: nn.Module, path: str) -> Piece:
-    """A Linear, or a Sequential of Dropout and Linear, seen from its parent."""
+    """A Linear, or a Sequential of Linear, activations and Dropout, seen from its parent."""
     if not isinstance(module, nn.Sequential):
         return read_linear(module, path)
     is_a(module, nn.Sequential)
     piece = Piece()
-    for name, child in _children(module):
-        linear = isinstance(child, nn.Linear)
-        child_path = f"{path}.{name}"
-        piece += read_linear(child, child_path) if linear else read_identity(child, child_path)
+    children = _children(module)
+    index = 0
+    while index < len(children):
+        name, child = children[index]
+        index += 1
+        if not isinstance(child, nn.Linear):
+            piece += read_identity(child, f"{path}.{name}")
+            continue
+        activation = Activation()
+        if index < len(children) and _is_activation(children[index][1]):
+            activation = read_activation(children[index][1], f"{path}.{children[index][0]}")
+            index += 1
+        piece += read_linear(child, f"{path}.{name}", activation)
     return piece
 
 

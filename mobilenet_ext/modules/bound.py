@@ -26,6 +26,16 @@ def is_supported(tensor: Tensor) -> bool:
     )
 
 
+def is_supported_on_gpu(tensor: Tensor, x: Tensor) -> bool:
+    """Whether the GPU's chain operator takes ``tensor`` as a source beside the image ``x``."""
+    return (
+        type(tensor) in PLAIN_TENSORS
+        and tensor.device == x.device
+        and tensor.layout is torch.strided
+        and (tensor.dtype in (x.dtype, torch.float32) or not tensor.is_floating_point())
+    )
+
+
 class Bound:
     """What a chain knows about the module objects of one instance; ``holds`` is the snapshot's verdict in ``epoch``.
 
@@ -35,7 +45,7 @@ class Bound:
     __slots__ = ("epoch", "holds", "structure", "watch")
 
     def __init__(self, module: nn.Module, match: Match) -> None:
-        self.structure = Structure(module, match.skipped, match.norms, match.identities)
+        self.structure = Structure(module, match.skipped, match.norms, match.identities, match.traced)
         owners = [module.get_submodule(source.path) for source in match.sources]
         self.watch = SourceWatch(owners, [source.name for source in match.sources])
         self.epoch: object = None

@@ -21,17 +21,18 @@ from mobilenet_ext.freshness import (
     Slot,
     Stamp,
     current_epoch,
+    distrust,
     hidden_change,
     is_fresh,
     take_stamp,
     watch_optimizers,
 )
-from mobilenet_ext.modules.bound import PLAIN_TENSORS, Bound, is_supported
+from mobilenet_ext.modules.bound import PLAIN_TENSORS, Bound, is_supported, is_supported_on_gpu
 from mobilenet_ext.modules.structure import Snapshot, global_hook_reason, memory_format_of, mode_reason
 from mobilenet_ext.modules.switch import switch
 from mobilenet_ext.modules.traced import run_traced, trace_key
-from mobilenet_ext.spec import BlockSpec, encode
-from mobilenet_ext.training.run import run_steps, steps_of, training_reason
+from mobilenet_ext.spec import BlockSpec, ChainItem, LinearSpec, encode
+from mobilenet_ext.training.run import no_training_kernel, run_steps, steps_of, training_reason
 
 if TYPE_CHECKING:
     from mobilenet_ext.matchers import Match
@@ -44,6 +45,15 @@ _is_autocast_enabled = torch.is_autocast_enabled
 _tracing_state = torch._C._get_tracing_state
 _transforms_active = torch._C._are_functorch_transforms_active
 _AUTOCAST_INPUTS = frozenset({torch.float32, torch.bfloat16, torch.float16})
+
+
+def _adds_its_input(chain: tuple[ChainItem, ...]) -> bool:
+    """Whether shortcuts alone lead from the input to the output, so that a wider input widens the output."""
+    before, wide = True, True
+    for item in chain:
+        short = before if isinstance(item, BlockSpec) and item.residual_back else wide
+        before, wide = wide, isinstance(item, BlockSpec) and (item.residual or item.residual_back) and short
+    return wide
 
 
 class FusedChain:
@@ -65,14 +75,16 @@ class FusedChain:
         self.follow_input = follow_input
         layout = "follow_input" if follow_input else "channels_last"
         self.program, self.constants = encode(self.match.chain, layout)
-        self.steps = steps_of(self.match, layout)
-        self.key = trace_key(self.match, self.snapshot, layout, self.steps if self.training else ())
+        self.steps = steps_of(self.match)
+        # Why no training kernel takes the chain, whatever its modes; then PyTorch trains it.
+        self.no_training = no_training_kernel(self.match.chain)
+        self.trains = self.training and self.no_training is None
+        self.key = trace_key(self.match, self.snapshot, layout, self.steps if self.trains else ())
         first = self.match.chain[0]
-        self.in_channels = first.in_channels if isinstance(first, BlockSpec) else first.in_features
-        items = [item for item in self.match.chain if isinstance(item, BlockSpec)]
+        self.in_channels = first.in_features if isinstance(first, LinearSpec) else first.in_channels
         # What the backend says of the chain itself; device and dtype are looked at on every call.
         self.no_kernel = unsupported(cpu, self.match.chain, torch.device("cpu"), torch.float32)
-        self._only_residual = len(items) == len(self.match.chain) and all(item.residual for item in items)
+        self._only_residual = _adds_its_input(self.match.chain)
 
     def _reset(self) -> None:
         watch_optimizers()
@@ -122,12 +134,16 @@ class FusedChain:
         reason = mode_reason(module, self.match.norms, self.match.identities)
         if reason is None or not self.training:
             return reason
+        if self.no_training is not None:
+            return f"training: {self.no_training}, which PyTorch runs"
         return training_reason(module, self.match.norms, self.match.identities) or mode_reason(
             module, self.match.norms, (), in_eval=True
         )
 
     def training_kernel(self, module: nn.Module, index: int) -> str:
         """How item ``index`` trains as its BatchNorm stands now; empty in eval mode."""
+        if not self.trains:
+            return ""
         norms = [norm for norm in self.steps[index].norms if norm is not None]
         modes = {module.get_submodule(path).training for path, _ in norms}
         if True not in modes:
@@ -143,11 +159,11 @@ class FusedChain:
             where = f"{source.path}.{source.name}".lstrip(".")
             if tensor is None:
                 return f"{where} is neither a parameter nor a buffer any more"
-            if not is_supported(tensor):
+            if not is_supported(tensor) and not (tensor.is_cuda and is_supported_on_gpu(tensor, tensor)):
                 kind = type(tensor).__name__
                 return (
                     f"{where} is a {kind} of {tensor.dtype} and {tensor.layout} on {tensor.device}; "
-                    "kernels exist for dense float32 tensors on the CPU"
+                    "kernels exist for dense tensors, float32 on the CPU, float32, float16 and bfloat16 on GPUs"
                 )
         return None
 
@@ -157,10 +173,10 @@ class FusedChain:
         An input that no kernel takes (rank, dtype, device, channels) also gives None, so that the plain modules
         answer it with the result or the error that their user knows.
         """
-        if self.no_kernel is not None:
-            return None
         if is_compiling():
             return run_traced(self, module, x)
+        if self.no_kernel is not None and not (isinstance(x, Tensor) and x.is_cuda):
+            return None
         if (
             type(x) not in PLAIN_TENSORS
             or switch.depth
@@ -170,8 +186,10 @@ class FusedChain:
         ):
             return None
         shape = x.shape
-        if len(shape) != 4 or shape[1] != self.in_channels or not x.is_cpu or x.layout is not torch.strided:
+        if len(shape) != 4 or shape[1] != self.in_channels or x.layout is not torch.strided:
             return None
+        if not x.is_cpu:
+            return self._run_on_gpu(module, x) if x.is_cuda else None
         if _is_autocast_enabled("cpu"):
             if x.dtype not in _AUTOCAST_INPUTS:
                 return None
@@ -180,6 +198,19 @@ class FusedChain:
         if x.dtype is not torch.float32:
             return None
         self.last_shape = shape
+        return self._run_eager(module, x)
+
+    def _run_on_gpu(self, module: nn.Module, x: Tensor) -> Tensor | None:
+        """Under autocast the image takes the autocast dtype, as the inputs of autocast's convolutions do."""
+        if _is_autocast_enabled("cuda"):
+            if x.dtype not in _AUTOCAST_INPUTS:
+                return None
+            dtype = self.autocast_dtype(x)
+            y = self._run_eager(module, x.to(torch.get_autocast_dtype("cuda")))
+            return y if y is None else y.to(dtype)
+        if x.dtype not in _AUTOCAST_INPUTS:
+            return None
+        self.last_shape = x.shape
         return self._run_eager(module, x)
 
     def _run_eager(self, module: nn.Module, x: Tensor) -> Tensor | None:
@@ -196,7 +227,7 @@ class FusedChain:
             if tensors is not stamp.tensors or not is_fresh(stamp):
                 return self._run_checked(module, x)
         if _is_grad_enabled() and (x.requires_grad or any(map(_requires_grad, tensors))):
-            if self.training:
+            if self.trains and x.is_cpu:
                 return self._run_steps(module, x, tensors)
             return _ops.chain_grad.default(x, tensors, self.slot.tensor, self.program, self.constants)
         try:
@@ -208,18 +239,21 @@ class FusedChain:
     def _run_checked(self, module: nn.Module, x: Tensor) -> Tensor | None:
         """Inspect everything, then pass all sources, which repacks what is stale."""
         previous, self.stamp = self.stamp, None
-        tensors = self._inspect(module)
+        tensors = self._inspect(module, x)
         if tensors is None:
             return None
         assert self.bound is not None
         grad = _is_grad_enabled() and (x.requires_grad or any(map(_requires_grad, tensors)))
-        if self.training and (grad or not self.bound.structure.in_eval(module)):
+        if self.trains and x.is_cpu and (grad or not self.bound.structure.in_eval(module)):
             self.stamp = previous
             return self._run_steps(module, x, tensors)
         # The stamp comes before the call: an edit made meanwhile is then seen by the next call.
         stamp = take_stamp(tensors)
         if previous is None or hidden_change(previous, stamp):
-            native.bump_epoch()
+            if x.is_cpu:
+                native.bump_epoch()
+            else:
+                distrust(self.slot.id)
         op = _ops.chain_grad.default if grad else _ops.chain.default
         y = op(x, tensors, self.slot.tensor, self.program, self.constants)
         self.stamp = stamp
@@ -232,7 +266,7 @@ class FusedChain:
             y = y.contiguous(memory_format=memory_format_of(x))
         return y
 
-    def _inspect(self, module: nn.Module) -> list[Tensor] | None:
+    def _inspect(self, module: nn.Module, x: Tensor) -> list[Tensor] | None:
         """The sources if the fused path may run, else None; the same verdict as :meth:`reason`, without words."""
         bound = self.bound
         try:
@@ -242,14 +276,18 @@ class FusedChain:
         except (AttributeError, KeyError):
             self.bound = None
             return None
-        if not bound.structure.may_run(module) and not (self.training and bound.structure.may_train(module)):
+        if not bound.structure.may_run(module) and not (self.trains and x.is_cpu and bound.structure.may_train(module)):
             return None
         epoch = current_epoch()
         if bound.epoch is not epoch:
             bound.holds, bound.epoch = self.snapshot.holds((module, *bound.structure.modules)), epoch
-        return tensors if bound.holds and all(map(is_supported, tensors)) else None
+        if not bound.holds:
+            return None
+        if x.is_cpu:
+            return tensors if all(map(is_supported, tensors)) else None
+        return tensors if all(is_supported_on_gpu(tensor, x) for tensor in tensors) else None
 
     def autocast_dtype(self, x: Tensor) -> torch.dtype:
         """The dtype that the plain modules return: a shortcut from a wider input widens the sum."""
-        dtype = torch.get_autocast_dtype("cpu")
+        dtype = torch.get_autocast_dtype(x.device.type)
         return torch.promote_types(dtype, x.dtype) if self._only_residual else dtype

@@ -16,7 +16,16 @@ from mobilenet_ext.modules.structure import STATE
 
 _Fused = TypeVar("_Fused", bound=FusedModule)
 _Read = TypeVar("_Read")
-_ACTIVATIONS = {"none": nn.Identity, "relu": nn.ReLU, "relu6": nn.ReLU6}
+_ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "none": nn.Identity,
+    "relu": nn.ReLU,
+    "relu6": nn.ReLU6,
+    "hardswish": nn.Hardswish,
+    "silu": nn.SiLU,
+    "hardsigmoid": nn.Hardsigmoid,
+    "leaky_relu": nn.LeakyReLU,
+    "sigmoid": nn.Sigmoid,
+}
 
 
 def _as_plain(module: FusedModule, read: Callable[[nn.Module], _Read]) -> _Read:
@@ -113,7 +122,7 @@ class ConvBNAct(nn.Sequential):
         bias: bool = False,
         eps: float = 1e-5,
     ) -> None:
-        """``padding`` None keeps the size at stride 1; ``activation`` is 'none', 'relu' or 'relu6'."""
+        """``padding`` None keeps the size at stride 1; ``activation`` is one of ``spec.ACTIVATIONS``."""
         if activation not in _ACTIVATIONS:
             raise ValueError(f"activation is {activation!r}; allowed: {', '.join(_ACTIVATIONS)}")
         if padding is None:

@@ -54,6 +54,13 @@ class FusedModule(nn.Module):
         super()._load_from_state_dict(*args, **kwargs)
         self._distrust()
 
+    def __prepare_scriptable__(self) -> FusedModule:
+        """What ``torch.jit.script`` calls first.  It would put a plain copy into the user's model, so none is given."""
+        raise TypeError(
+            f"torch.jit.script cannot compile the fused {self._plain_class.__name__}; "
+            "script mobilenet_ext.unfuse(model), or use torch.export"
+        )
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         reduced = super().__reduce_ex__(protocol)
         made_here = "_method" in vars(type(self)) and type(self).__module__ == __name__

@@ -7,7 +7,7 @@ classes, same settings, no hooks, BatchNorm in eval mode.  ``Structure`` has the
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -36,7 +36,17 @@ _GLOBAL_HOOKS = (
 _FREE_SETTINGS = frozenset({"training", "momentum", "inplace", "p", "drop_prob", "drop_rate", "call_super_init"})
 
 # Settings that change what a layer computes, compared at every call; the rest only after an epoch.
-_GEOMETRY = ("stride", "padding", "dilation", "groups", "padding_mode", "use_shortcut", "use_res_connect", "has_skip")
+_GEOMETRY = (
+    "stride",
+    "padding",
+    "dilation",
+    "groups",
+    "padding_mode",
+    "negative_slope",
+    "use_shortcut",
+    "use_res_connect",
+    "has_skip",
+)
 
 
 def plain_class(module: nn.Module) -> type[nn.Module]:
@@ -66,12 +76,16 @@ class _Expected(NamedTuple):
         )
 
 
-def _expected(module: nn.Module) -> _Expected:
-    settings = {
+def _settings(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    return {
         name: value
-        for name, value in vars(module).items()
+        for name, value in attributes.items()
         if not name.startswith("_") and name not in _FREE_SETTINGS and _is_setting(value)
     }
+
+
+def _expected(module: nn.Module) -> _Expected:
+    settings = _settings(vars(module))
     return _Expected(plain_class(module), tuple(module._modules), tuple(settings), tuple(settings.values()))
 
 
@@ -178,9 +192,14 @@ class Structure:
     )
 
     def __init__(
-        self, module: nn.Module, skipped: Iterable[str], norms: Iterable[str], identities: Collection[str]
+        self,
+        module: nn.Module,
+        skipped: Iterable[str],
+        norms: Iterable[str],
+        identities: Collection[str],
+        every_setting: bool = False,
     ) -> None:
-        """AttributeError when one of the submodules is gone."""
+        """``every_setting``: compare all of them at every call.  AttributeError when one of the submodules is gone."""
         self.modules = [module.get_submodule(path) for path in skipped]
         self._hooks = [*_GLOBAL_HOOKS, *(vars(part)[name] for part in self.modules for name in _HOOKS)]
         self._hook_count = -1
@@ -192,9 +211,13 @@ class Structure:
         modes = eps + [vars(module.get_submodule(path)) for path in identities if path]
         parts = [(store, name, child) for store in children for name, child in store.items()]
         parts += [(norm, "eps", norm["eps"]) for norm in eps]
-        parts += [(store, name, store[name]) for store in own for name in _GEOMETRY if name in store]
         root = vars(module)
-        self._root_names = [name for name in _GEOMETRY if name in root]
+        if every_setting:
+            parts += [(store, name, store[name]) for store in own for name in _settings(store)]
+            self._root_names = list(_settings(root))
+        else:
+            parts += [(store, name, store[name]) for store in own for name in _GEOMETRY if name in store]
+            self._root_names = [name for name in _GEOMETRY if name in root]
         self._root_values = [root[name] for name in self._root_names]
         states = [(mode, "training", False) for mode in modes]
         self._parts = native.Watch(parts, [*own, *children], self.modules)

@@ -81,10 +81,13 @@ def _lookup(module: nn.Module | None, path: str) -> nn.Module | None:
 
 def run_traced(chain: FusedChain, module: nn.Module, x: Any) -> Tensor | None:
     """The operator call for ``x`` (N, C, H, W), or None when the plain modules have to be traced."""
-    if switch.depth or not isinstance(x, Tensor) or x.dim() != 4 or x.device.type != "cpu":
+    if switch.depth or not isinstance(x, Tensor) or x.dim() != 4 or x.device.type not in ("cpu", "cuda"):
+        return None
+    if x.device.type == "cpu" and chain.no_kernel is not None:
         return None
     if x.shape[1] != chain.in_channels or x.layout != torch.strided:
         return None
+    on_cpu = x.device.type == "cpu"
     program, constants, sources, modes, classes, training = chain.key.split(_FIELD)
     in_training = False
     for path, kind in _pairs(modes):
@@ -93,7 +96,9 @@ def run_traced(chain: FusedChain, module: nn.Module, x: Any) -> Tensor | None:
             return None
         if part.training:
             in_training = True
-            if not training or isinstance(part, nn.SyncBatchNorm) or (kind == "drop" and not inactive(part)):
+            if not (training and on_cpu) or isinstance(part, nn.SyncBatchNorm):
+                return None
+            if kind == "drop" and not inactive(part):
                 return None
     for path, name in _pairs(classes):
         part = _lookup(module, path)
@@ -103,18 +108,21 @@ def run_traced(chain: FusedChain, module: nn.Module, x: Any) -> Tensor | None:
             return None
     tensors: list[Any] = [getattr(_lookup(module, path), name, None) for path, name in _pairs(sources)]
     for tensor in tensors:
-        if tensor is None or (tensor.is_floating_point() and tensor.dtype != torch.float32):
+        if tensor is None:
             return None
     dtype = None
-    if torch.is_autocast_enabled("cpu"):
+    if torch.is_autocast_enabled(x.device.type):
         if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
             return None
         dtype = chain.autocast_dtype(x)
-        x = x.float()
-    elif x.dtype != torch.float32:
+        x = x.float() if on_cpu else x.to(torch.get_autocast_dtype("cuda"))
+    elif x.dtype not in ((torch.float32,) if on_cpu else (torch.float32, torch.bfloat16, torch.float16)):
         return None
+    for tensor in tensors:
+        if tensor.device != x.device or (tensor.is_floating_point() and tensor.dtype not in (x.dtype, torch.float32)):
+            return None
     grad = torch.is_grad_enabled() and (x.requires_grad or any(t.requires_grad for t in tensors))
-    if training and (grad or in_training):
+    if training and on_cpu and (grad or in_training):
         steps = _steps(training)
         slots = [None if is_exporting() else slot.tensor for slot in chain.step_slots]
         y = run_steps(steps, lambda path: _lookup(module, path), x, tensors, slots)

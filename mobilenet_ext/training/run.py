@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mobilenet_ext.spec import BlockSpec, LinearSpec, encode
+from mobilenet_ext.spec import CLAMPS, BlockSpec, ChainItem, LinearSpec, PoolSpec, encode
 
 if TYPE_CHECKING:
     from mobilenet_ext.matchers import Match
@@ -22,7 +22,7 @@ _train_block = torch.ops.mobilenet_ext.train_block.default
 
 
 class Step(NamedTuple):
-    """One item of a chain: a block as the operator takes it, or (``program`` empty) the classifier.
+    """One item of a chain: a block as the operator takes it, or (``program`` empty) the classifier or a bare pool.
 
     ``sources`` of the chain's flat list belong to it; ``norms`` holds for each stage the path of its BatchNorm and its
     number of channels, None where there is none.
@@ -35,8 +35,28 @@ class Step(NamedTuple):
     pool: bool
 
 
-def steps_of(match: Match, layout: str) -> tuple[Step, ...]:
-    """The steps of a chain; a pool is taken off its block, which training does not fuse."""
+def no_training_kernel(chain: Sequence[ChainItem]) -> str | None:
+    """What of a chain the training kernels do not cover, or None."""
+    for item in chain:
+        if isinstance(item, LinearSpec) and (item.activation != "none" or "running_mean" in item.sources):
+            return "a linear layer with BatchNorm or an activation"
+        if not isinstance(item, BlockSpec):
+            continue
+        if item.squeezed:
+            return "squeeze-and-excitation"
+        if item.residual_back:
+            return "a shortcut over two items"
+        other = next((spec.activation for _, spec in item.stages() if spec.activation not in CLAMPS), None)
+        if other is not None:
+            return f"the activation {other}"
+    return None
+
+
+def steps_of(match: Match) -> tuple[Step, ...]:
+    """The steps of a chain, none if no training kernel takes it; a pool is taken off its block, which training does
+    not fuse."""
+    if no_training_kernel(match.chain) is not None:
+        return ()
     steps: list[Step] = []
     at = 0
     for item in match.chain:
@@ -44,6 +64,9 @@ def steps_of(match: Match, layout: str) -> tuple[Step, ...]:
         if isinstance(item, LinearSpec):
             at += len(item.sources)
             steps.append(Step((), (), (first, at), (), False))
+            continue
+        if isinstance(item, PoolSpec):
+            steps.append(Step((), (), (first, at), (), True))
             continue
         norms: list[tuple[str, int] | None] = []
         for _, spec in item.stages():
@@ -93,7 +116,7 @@ def run_steps(
     for step, slot in zip(steps, slots, strict=True):
         own = list(tensors[step.sources[0] : step.sources[1]])
         if not step.program:
-            x = F.linear(x, own[0], own[1] if len(own) > 1 else None)
+            x = x.mean((2, 3)) if step.pool else F.linear(x, own[0].flatten(1), own[1] if len(own) > 1 else None)
             continue
         norms: list[Any] = [None if norm is None else lookup(norm[0]) for norm in step.norms]
         batch = [int(norm is not None and norm.training) for norm in norms]

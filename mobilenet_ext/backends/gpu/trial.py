@@ -1,0 +1,108 @@
+"""One trial: every candidate beside PyTorch on the caller's own tensors, and a verdict on each.
+
+A candidate is kept when it is right (both conditions of :mod:`mobilenet_ext.tolerance`, on the first and last images of
+the batch) and faster than PyTorch's operators.  The fastest of those is the choice; otherwise PyTorch is.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from mobilenet_ext import tolerance
+from mobilenet_ext.backends.gpu.packing import PackedItem
+from mobilenet_ext.backends.gpu.plans import BASELINE, Candidate, run_aten
+
+_IMAGES = 2  # compared with float64, from either end of the batch
+_REPEATS = 5
+Timer = Callable[[Callable[[], Tensor]], float]
+
+
+@dataclass
+class Verdict:
+    """``choice`` is a candidate's name or ``aten``; ``seconds`` per right candidate; ``rejected`` has the reasons."""
+
+    choice: str
+    seconds: dict[str, float] = field(default_factory=dict)
+    rejected: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def why(self) -> str:
+        """One sentence for reports."""
+        if self.choice != BASELINE:
+            if BASELINE not in self.seconds:
+                return "trusted without a check (MOBILENET_EXT_GPU=trust)"
+            ratio = self.seconds[BASELINE] / self.seconds[self.choice]
+            return f"agrees with PyTorch and is {ratio:.2f} times as fast"
+        if self.rejected:
+            name, reason = next(iter(self.rejected.items()))
+            return f"PyTorch; {name}: {reason}" + (
+                f" ({len(self.rejected)} rejected)" if len(self.rejected) > 1 else ""
+            )
+        if len(self.seconds) > 1:
+            return "PyTorch; no kernel here is faster"
+        return "PyTorch; no kernel takes this item"
+
+
+def seconds_per_call(call: Callable[[], Tensor]) -> float:
+    """The median of a few runs, by CUDA events where the result is on a GPU; synchronises."""
+    result = call()
+    times = []
+    if not result.is_cuda:
+        for _ in range(_REPEATS):
+            start = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - start)
+        return sorted(times)[_REPEATS // 2]
+    with torch.cuda.device(result.device):
+        for _ in range(_REPEATS):
+            before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            before.record()
+            call()
+            after.record()
+            after.synchronize()
+            times.append(before.elapsed_time(after) / 1e3)
+    return sorted(times)[_REPEATS // 2]
+
+
+def _sample(x: Tensor) -> Tensor:
+    """Indices of the images that are compared: the results of a kernel do not depend on the place in the batch."""
+    n = x.shape[0]
+    picked = sorted({*range(min(n, _IMAGES)), n - 1})
+    return torch.tensor(picked, device=x.device)
+
+
+def try_out(packed: PackedItem, x: Tensor, found: Sequence[Candidate], timer: Timer = seconds_per_call) -> Verdict:
+    """The verdict on ``found`` for ``x`` (N, C, H, W) , N at least 1; never to be called under graph capture."""
+    verdict = Verdict(BASELINE)
+    if not found:
+        return verdict
+    index = _sample(x)
+    few = x.index_select(0, index)
+    reference, rms, limit = tolerance.expectation((packed.item,), few, packed.sources, x.dtype)
+    if x.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32:
+        # TF32 has the mantissa of fp16; PyTorch's own error above then shows it as well, where PyTorch uses it.
+        limit = tolerance.bound((packed.item,), few, packed.sources, torch.float16)
+    verdict.seconds[BASELINE] = timer(lambda: run_aten(packed, x))
+    for candidate in found:
+        try:
+            y = candidate.run(packed, x)
+            result = tolerance.compare(y.index_select(0, index), reference, rms, limit, x.dtype)
+            if not result.ok:
+                verdict.rejected[candidate.name] = _disagreement(result)
+                continue
+            verdict.seconds[candidate.name] = timer(lambda run=candidate.run: run(packed, x))  # type: ignore[misc]
+        except Exception as error:  # a kernel that this GPU cannot compile or launch is one that is not used
+            first_line = str(error).partition("\n")[0]
+            verdict.rejected[candidate.name] = f"{type(error).__name__}: {first_line}"
+    verdict.choice = min(verdict.seconds, key=verdict.seconds.__getitem__)
+    return verdict
+
+
+def _disagreement(result: tolerance.Comparison) -> str:
+    ratio = "" if result.worst_ratio is None else f", {result.worst_ratio:.2g} times the bound"
+    return f"wrong by {result.max_abs:.3g}{ratio}, RMS {result.rms:.3g} where PyTorch has {result.rms_torch:.3g}"

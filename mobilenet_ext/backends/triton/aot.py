@@ -1,0 +1,202 @@
+"""Every Triton kernel compiled for GPUs that are not here, with the registers, shared memory and spills of the result.
+
+Needs no GPU: Triton's own ptxas and LLVM do the work.  Tests, the continuous integration and ``docs/gpu.md`` use it.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from mobilenet_ext.backends.occupancy import Usage
+from mobilenet_ext.backends.triton import (
+    batch_norm_backward,
+    block,
+    depthwise,
+    depthwise_backward,
+    pointwise,
+    reduction,
+)
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+DTYPES = ("fp16", "bf16", "fp32")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One kernel with its constants; ``occupancy`` is the least share of resident warps that it must reach."""
+
+    name: str
+    kernel: Any
+    constants: dict[str, Any]
+    pointers: dict[str, str]  # argument name to dtype, "T" for the tensor's
+    warps: int
+    stages: int
+    occupancy: float
+    scalars: dict[str, str]  # scalar arguments that are not i32
+
+
+_VECTORS = ("scale", "bias", "shift", "mean", "rstd", "sums", "partial", "total")
+_TENSORS = ("x", "y", "dx", "dy", "v", "dv", "weight", "residual")
+
+
+def _case(name: str, kernel: Any, occupancy: float, warps: int = 4, stages: int = 3, **constants: Any) -> Case:
+    pointers = {}
+    for argument in kernel.arg_names:
+        stem = argument.removeprefix("ex_").removeprefix("dw_").removeprefix("pj_")
+        if argument not in constants and stem in _VECTORS + _TENSORS:
+            pointers[argument] = "fp32" if stem in _VECTORS else "T"
+    scalars = {"count": "fp32"} if "count" in kernel.arg_names else {}
+    return Case(name, kernel, constants, pointers, warps, stages, occupancy, scalars)
+
+
+def _taps(kernel: int, stride: int) -> dict[str, int]:
+    return {"KH": kernel, "KW": kernel, "SH": stride, "SW": stride, "DH": 1, "DW": 1}
+
+
+def cases(dtype: str) -> Iterator[Case]:
+    """The configurations that run by default, over kernel sizes, strides and layouts."""
+    for kernel, stride in ((3, 1), (3, 2), (5, 1), (5, 2)):
+        taps = _taps(kernel, stride)
+        name = f"k{kernel}s{stride}"
+        occupancy = 0.5 if kernel == 3 else 0.375
+        for nhwc, configs in ((True, depthwise.CONFIGS_NHWC), (False, depthwise.CONFIGS_NCHW)):
+            rows, columns, lanes, warps = configs[0]
+            tile = {"ROWS": rows, "BW": columns, "BC": lanes}
+            layout = "nhwc" if nhwc else "nchw"
+            yield _case(
+                f"depthwise_{layout}_{name}",
+                depthwise.depthwise_kernel,
+                occupancy,
+                warps,
+                ACT=2,
+                NHWC=nhwc,
+                **taps,
+                **tile,
+            )
+        columns, lanes, warps = depthwise_backward.DATA_CONFIGS[0]
+        yield _case(
+            f"depthwise_backward_data_{name}",
+            depthwise_backward.backward_data_kernel,
+            occupancy,
+            warps,
+            BW=columns,
+            BC=lanes,
+            **taps,
+        )
+        pixels, lanes = depthwise_backward.WEIGHT_TILE
+        yield _case(
+            f"depthwise_backward_weight_{name}",
+            depthwise_backward.backward_weight_kernel,
+            0.25,
+            TAPS=triton.next_power_of_2(kernel * kernel),
+            BP=pixels,
+            BC=lanes,
+            **taps,
+        )
+    exact: dict[str, Any] = {"PRECISION": "ieee", "WIDE": False}
+    for bm, bn, bk, warps in pointwise.CONFIGS[:1]:
+        tile = {"BM": bm, "BN": bn, "BK": bk}
+        yield _case("pointwise", pointwise.pointwise_kernel, 0.125, warps, ACT=2, RESIDUAL=True, **exact, **tile)
+    bm, bc, warps = block.PROJECT_CONFIGS[0]
+    for outputs in (32, 256):
+        options: dict[str, Any] = {"DW_ACT": 2, "PJ_ACT": 0, "RESIDUAL": True, **exact, **_taps(3, 1)}
+        yield _case(
+            f"depthwise_project_{outputs}", block.depthwise_project_kernel, 0.125, block.block_warps(warps, outputs), 1,
+            BM=bm, BC=bc, BO=outputs, **options,
+        )  # fmt: skip
+    bm, bc, warps = block.BLOCK_CONFIGS[0]
+    options = {"EX_ACT": 2, "DW_ACT": 2, "PJ_ACT": 0, "RESIDUAL": True, **exact, **_taps(3, 1)}
+    tile = {"BM": bm, "BC": bc, "BO": 32, "BK": 32}
+    yield _case("inverted_residual", block.inverted_residual_kernel, 0.125, warps, 1, **options, **tile)
+    bm, bc = batch_norm_backward.REDUCE_TILE
+    yield _case("batch_norm_backward_reduce", batch_norm_backward.reduce_kernel, 0.5, ACT=2, BM=bm, BC=bc)
+    bm, bc, warps = batch_norm_backward.APPLY_CONFIGS[0]
+    yield _case(
+        "batch_norm_backward_apply", batch_norm_backward.apply_kernel, 0.5, warps, ACT=2, BATCH=True, BM=bm, BC=bc
+    )
+    if dtype == "fp32":
+        bk, be = reduction.TILE
+        yield _case("sum_partials", reduction.sum_partials_kernel, 0.5, BK=bk, BE=be)
+
+
+def compile_case(case: Case, dtype: str, target: str) -> Usage:
+    """Compile ``case`` for ``target`` (a key of ``TARGETS``) and read what the binary needs."""
+    signature = {}
+    for argument in case.kernel.arg_names:
+        if argument in case.constants:
+            signature[argument] = "constexpr"
+        elif argument in case.pointers:
+            kind = case.pointers[argument]
+            signature[argument] = "*" + (dtype if kind == "T" else kind)
+        else:
+            signature[argument] = case.scalars.get(argument, "i32")
+    # What the launcher finds out by itself: pointers are aligned, and so are the channel counts of the networks.
+    aligned = [i for i, name in enumerate(signature) if name in case.pointers or name in ("channels", "hidden")]
+    source = ASTSource(
+        fn=case.kernel,
+        signature=signature,
+        constexprs=case.constants,
+        attrs={(i,): [["tt.divisibility", 16]] for i in aligned},
+    )
+    compiled = triton.compile(
+        source, target=TARGETS[target], options={"num_warps": case.warps, "num_stages": case.stages}
+    )
+    shared = int(compiled.metadata.shared)
+    if TARGETS[target].backend == "hip":
+        text = compiled.asm["amdgcn"]
+        spills = sum(int(n) for n in re.findall(r"\.[sv]gpr_spill_count:\s+(\d+)", text))
+        registers = max(int(n) for n in re.findall(r"\.vgpr_count:\s+(\d+)", text))
+        return Usage(registers, shared, spills, case.warps * 64)
+    found = _resources(compiled.asm["cubin"])
+    return Usage(found["REG"], shared, found["STACK"] + found["LOCAL"], case.warps * 32)
+
+
+def occupancy(usage: Usage, target: str) -> float:
+    """Resident warps (wavefronts) of a kernel on ``target`` over those that the hardware can hold."""
+    return usage.occupancy_cdna3() if TARGETS[target].backend == "hip" else usage.occupancy(int(target[3:]))
+
+
+def _resources(cubin: bytes) -> dict[str, int]:
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        text = subprocess.run([str(tool), "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    return {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL|SHARED):(\d+)", text)}
+
+
+def main() -> int:
+    """Compile everything for every target and print one line per target; exit status 1 on spills or low occupancy."""
+    failures = 0
+    for target in TARGETS:
+        # Half precision on every target; one other dtype on each, in turn.
+        count, most = 0, 0
+        for dtype in ("fp16", "fp32" if target in ("sm_80", "gfx942") else "bf16"):
+            for case in cases(dtype):
+                usage = compile_case(case, dtype, target)
+                count, most = count + 1, max(most, usage.registers)
+                if usage.spills or occupancy(usage, target) < case.occupancy:
+                    failures += 1
+                    print(f"{target}: {case.name} in {dtype}: {usage}, occupancy {occupancy(usage, target):.2f}")
+        print(f"{target}: {count} kernels compiled, at most {most} registers", flush=True)
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

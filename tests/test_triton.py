@@ -1,0 +1,95 @@
+"""The Triton kernels without a GPU: all of them interpreted, all of them compiled, some traced into graphs."""
+
+import os
+import re
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.triton
+pytest.importorskip("triton", reason="needs Triton")
+
+
+@pytest.mark.slow
+def test_every_kernel_is_right_under_the_interpreter():
+    """In a process of its own: the interpreter has to be chosen before Triton is imported."""
+    tests = Path(__file__).with_name("triton_interpreter.py")
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        str(tests),
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--rootdir",
+        str(tests.parent),
+    ]
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTEST_ADDOPTS": ""}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-2000:]
+    assert int(re.search(r"(\d+) passed", result.stdout)[1]) > 200
+    assert "skipped" not in result.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "target"), [("fp16", "sm_90"), ("fp16", "gfx942")])
+def test_every_kernel_compiles_without_spills(dtype, target):
+    from mobilenet_ext.backends.triton import aot
+
+    cases = list(aot.cases(dtype))
+    assert len(cases) >= 20
+    for case in cases:
+        usage = aot.compile_case(case, dtype, target)
+        assert usage.spills == 0, (case.name, usage)
+        assert aot.occupancy(usage, target) >= case.occupancy, (case.name, usage)
+
+
+def test_the_register_budget_can_fail():
+    """Sixteen times as many accumulators as a thread has registers must show as spills."""
+    import dataclasses
+
+    from mobilenet_ext.backends.triton import aot
+
+    case = next(case for case in aot.cases("fp16") if case.name == "batch_norm_backward_apply")
+    large = dataclasses.replace(case, constants={**case.constants, "BM": 512, "BC": 128})
+    usage = aot.compile_case(large, "fp16", "sm_90")
+    assert usage.spills > 0 or aot.occupancy(usage, "sm_90") < case.occupancy
+
+
+@pytest.mark.parametrize("name", ["depthwise", "pointwise", "depthwise_backward_weight"])
+def test_compiled_graphs_contain_the_launches(name, monkeypatch):
+    """Traced with fake CUDA tensors: the graph holds the Triton kernels themselves, not a call that hides them."""
+    import torch
+    import triton
+    from torch._functorch.aot_autograd import aot_export_joint_simple
+    from torch._subclasses import FakeTensorMode
+
+    from mobilenet_ext.backends.triton import aot, operators
+    from mobilenet_ext.backends.triton.common import Geometry
+
+    if torch.version.cuda is None:
+        pytest.skip("needs a torch with CUDA")
+    # Tracing asks which GPU it compiles for, to see what a kernel writes.
+    driver = types.SimpleNamespace(get_current_target=lambda: aot.TARGETS["sm_90"])
+    monkeypatch.setattr(triton.runtime.driver, "_active", driver)
+    geometry = operators.flatten(Geometry((3, 3), (1, 1), (1, 1), 1, 1, 8, 8))
+    with FakeTensorMode():
+        x = torch.empty(2, 16, 8, 8, device="cuda", dtype=torch.float16).to(memory_format=torch.channels_last)
+        weight, vector = torch.empty(3, 3, 16, device="cuda", dtype=torch.float16), torch.empty(16, device="cuda")
+        matrix = torch.empty(16, 16, device="cuda", dtype=torch.float16)
+        calls = {
+            "depthwise": (lambda x, w, v: (operators.depthwise(x, w, v, v, geometry, 2),), (x, weight, vector), 1),
+            "pointwise": (lambda x, w, v: (operators.pointwise(x, w, v, v, 0, None),), (x, matrix, vector), 1),
+            "depthwise_backward_weight": (
+                lambda x, y: (operators.depthwise_backward_weight(x, y, geometry),), (x, x.clone()), 2
+            ),
+        }  # fmt: skip
+        call, arguments, launches = calls[name]
+        graph = aot_export_joint_simple(call, arguments, trace_joint=False)
+    targets = [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
+    assert sum("triton_kernel_wrapper" in target for target in targets) == launches, targets
+    assert not any("mobilenet_ext" in target for target in targets), targets
