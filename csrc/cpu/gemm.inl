@@ -2,6 +2,9 @@
 namespace {
 
 constexpr int kMaxTileRows = 14;
+// Terms of one chain of sums; longer ones are sums of chains. A constant, since it decides bits: a multiple of every
+// vector width and of every STEPS.
+constexpr int kChain = 480;
 
 // One k step. Rows are addressed from a base every third row plus {0, 1, 2} strides, which x86 addressing encodes for
 // free; a multiply per row would need one register each.
@@ -30,12 +33,17 @@ ALWAYS_INLINE void gemm_steps(typename V::T (&acc)[MR][NV], const float* const (
 // What becomes of a tile's accumulators: bias, activation, then pooled sums, or residual and store.
 template <class V, int NV, int MR>
 ALWAYS_INLINE void gemm_store(const GemmArgs& g, typename V::T (&acc)[MR][NV], float* c, const int32_t* offsets,
-                              const float* residual) {
+                              const float* residual, const float* earlier) {
   using T = typename V::T;
   constexpr int kWidth = NV * V::W;
   const T lo = V::broadcast(&g.lo), hi = V::broadcast(&g.hi);
   T bias[NV];
   UNROLL for (int v = 0; v < NV; ++v) bias[v] = V::load(g.bias + v * V::W);
+  if (earlier) {
+    UNROLL for (int m = 0; m < MR; ++m) {
+      UNROLL for (int v = 0; v < NV; ++v) acc[m][v] = V::add(V::load(earlier + m * kWidth + v * V::W), acc[m][v]);
+    }
+  }
   if (!residual && !g.pool && g.n_valid == kWidth) {
     // The usual end, one element after the other: its results leave while the next tile's sums begin.
     UNROLL for (int m = 0; m < MR; ++m) {
@@ -84,7 +92,7 @@ ALWAYS_INLINE void gemm_store(const GemmArgs& g, typename V::T (&acc)[MR][NV], f
 // divides every segment length.
 template <class V, int NV, int MR, int STEPS>
 NOINLINE void gemm_tile(const GemmArgs& g, int count, const float* a, float* c, const int32_t* offsets,
-                        const float* residual) {
+                        const float* residual, const float* earlier) {
   using T = typename V::T;
   constexpr int kWidth = NV * V::W;
   const ptrdiff_t stride = g.a_pixel;
@@ -104,7 +112,7 @@ NOINLINE void gemm_tile(const GemmArgs& g, int count, const float* a, float* c, 
         b += STEPS * kWidth;
       }
     }
-    gemm_store<V, NV, MR>(g, acc, c, offsets, residual);
+    gemm_store<V, NV, MR>(g, acc, c, offsets, residual, earlier);
     a += MR * stride;
     if (g.c_offsets) {
       offsets += MR;
@@ -112,10 +120,11 @@ NOINLINE void gemm_tile(const GemmArgs& g, int count, const float* a, float* c, 
       c += MR * g.c_pixel;
     }
     if (residual) residual += MR * g.residual_pixel;
+    if (earlier) earlier += MR * kWidth;
   }
 }
 
-using TileFunction = void (*)(const GemmArgs&, int, const float*, float*, const int32_t*, const float*);
+using TileFunction = void (*)(const GemmArgs&, int, const float*, float*, const int32_t*, const float*, const float*);
 
 template <class V, int NV, int MR, int STEPS>
 constexpr void fill_tiles(TileFunction* f) {
@@ -131,17 +140,14 @@ struct TileTable {
   constexpr TileTable() { fill_tiles<V, NV, MAX, STEPS>(of_rows); }
 };
 
+// All pixels of one panel, split into tiles as even as possible so that no tile is much shorter than the others. One
+// chain of sums, an activation that is a clamp.
 template <class V, int NV, int MAX>
-void gemm_activated(const GemmArgs& g);
-
-// All pixels of one panel, split into tiles as even as possible so that no tile is much shorter than the others.
-template <class V, int NV, int MAX>
-void gemm_panel(const GemmArgs& g) {
+void gemm_tiles(const GemmArgs& g) {
   // A second loop for the remainder inside a tile would cost it registers, so other depths have tiles of their own.
   static constexpr TileTable<V, NV, MAX, 4> fours;
   static constexpr TileTable<V, NV, MAX, 3> threes;
   static constexpr TileTable<V, NV, MAX, 1> ones;
-  if (g.activation) return gemm_activated<V, NV, MAX>(g);
   const int length = g.segment_length;
   const TileFunction* tiles = length % 4 == 0 ? fours.of_rows : length % 3 == 0 ? threes.of_rows : ones.of_rows;
   int32_t linear[kMaxTileRows];
@@ -152,31 +158,113 @@ void gemm_panel(const GemmArgs& g) {
   int m = 0;
   auto run = [&](int tiles_of, int mr) {
     tiles[mr](g, tiles_of, g.a + m * g.a_pixel, g.c_offsets ? g.c : g.c + m * g.c_pixel,
-              g.c_offsets ? g.c_offsets + m : linear, g.residual ? g.residual + m * g.residual_pixel : nullptr);
+              g.c_offsets ? g.c_offsets + m : linear, g.residual ? g.residual + m * g.residual_pixel : nullptr,
+              g.earlier ? g.earlier + m * NV * V::W : nullptr);
     m += tiles_of * mr;
   };
   if (longer) run(longer, rows + 1);
   run(count - longer, rows);
 }
 
-// A few tiles, then the activation while they are in the first cache.
-template <class V, int NV, int MAX>
-void gemm_activated(const GemmArgs& g) {
+// The pixels of a panel in groups of a few tiles, as even as possible: what is done to a group finds it in the first
+// cache.
+template <int MAX, class Run>
+ALWAYS_INLINE void gemm_groups(const GemmArgs& g, Run run) {
   constexpr int kPixels = 4 * MAX;
-  GemmArgs part = g;
-  part.activation = 0;
-  part.residual = nullptr;
-  part.pool = nullptr;
-  for (int m = 0; m < g.m; m += kPixels) {
-    part.m = g.m - m < kPixels ? g.m - m : kPixels;
+  const int groups = (g.m + kPixels - 1) / kPixels;
+  int m = 0;
+  for (int i = 0; i < groups; ++i) {
+    GemmArgs part = g;
+    part.m = g.m / groups + (i < g.m % groups);
     part.a = g.a + m * g.a_pixel;
     part.c = g.c_offsets ? g.c : g.c + m * g.c_pixel;
     part.c_offsets = g.c_offsets ? g.c_offsets + m : nullptr;
-    gemm_panel<V, NV, MAX>(part);
-    finish_rows<V>({part.c, part.c_offsets, g.c_pixel, g.c_vector,
-                    g.residual ? g.residual + m * g.residual_pixel : nullptr, g.residual_pixel, g.pool, part.m, NV,
-                    g.n_valid, g.activation, g.slope});
+    part.residual = g.residual ? g.residual + m * g.residual_pixel : nullptr;
+    run(part);
+    m += part.m;
   }
+}
+
+// The next chain of a sum: whole segments if several fit, else a piece of one. Where it ends depends on the segments'
+// length alone, which is the layer's, or the vector's, and then divides kChain.
+struct ChainCut {
+  int segment = 0, offset = 0;  // where the next chain begins
+
+  bool take(const GemmArgs& g, GemmArgs& part) {
+    const int left = g.segment_count - segment;
+    part.segments = g.segments + segment;
+    part.a += offset;
+    part.segment_length = g.segment_length;
+    if (g.segment_length > kChain) {
+      const int rest = g.segment_length - offset;
+      part.segment_count = 1;
+      part.segment_length = rest < kChain ? rest : kChain;
+      offset += part.segment_length;
+      if (offset == g.segment_length) offset = 0, ++segment;
+    } else {
+      const int fit = kChain / g.segment_length;
+      part.segment_count = left < fit ? left : fit;
+      segment += part.segment_count;
+    }
+    return segment == g.segment_count;
+  }
+};
+
+// More terms than one chain takes: an error bound that grows with the length of a chain stays that of kChain.
+template <class V, int NV, int MAX>
+NOINLINE void gemm_chains(const GemmArgs& g) {
+  constexpr int kWidth = NV * V::W;
+  static constexpr uint32_t kInfinity = 0x7f800000, kMinusInfinity = 0xff800000, kMinusZero = 0x80000000;
+  float sums[4 * MAX * kWidth], nothing[kWidth], lo, hi, minus_zero;
+  __builtin_memcpy(&lo, &kMinusInfinity, sizeof lo);
+  __builtin_memcpy(&hi, &kInfinity, sizeof hi);
+  __builtin_memcpy(&minus_zero, &kMinusZero, sizeof minus_zero);
+  for (int n = 0; n < kWidth; ++n) nothing[n] = minus_zero;  // adding it changes no bit
+  gemm_groups<MAX>(g, [&](const GemmArgs& group) {
+    ChainCut cut;
+    const float* b = g.b;
+    for (bool first = true, last = false; !last; first = false) {
+      GemmArgs part = group;
+      last = cut.take(g, part);
+      part.b = b;
+      part.earlier = first ? nullptr : sums;
+      b += static_cast<ptrdiff_t>(part.segment_count) * part.segment_length * kWidth;
+      if (!last) {
+        part.bias = nothing;
+        part.lo = lo;
+        part.hi = hi;
+        part.c = sums;
+        part.c_offsets = nullptr;
+        part.c_pixel = kWidth;
+        part.c_vector = V::W;
+        part.residual = nullptr;
+        part.pool = nullptr;
+        part.n_valid = kWidth;
+      }
+      gemm_tiles<V, NV, MAX>(part);
+    }
+  });
+}
+
+template <class V, int NV, int MAX>
+ALWAYS_INLINE void gemm_clamped(const GemmArgs& g) {
+  if (g.segment_count * g.segment_length > kChain) return gemm_chains<V, NV, MAX>(g);
+  gemm_tiles<V, NV, MAX>(g);
+}
+
+// What a panel kind's table entry points to.
+template <class V, int NV, int MAX>
+void gemm_panel(const GemmArgs& g) {
+  if (!g.activation) return gemm_clamped<V, NV, MAX>(g);
+  gemm_groups<MAX>(g, [&](const GemmArgs& group) {
+    GemmArgs part = group;
+    part.activation = 0;
+    part.residual = nullptr;
+    part.pool = nullptr;
+    gemm_clamped<V, NV, MAX>(part);
+    finish_rows<V>({part.c, part.c_offsets, g.c_pixel, g.c_vector, group.residual, g.residual_pixel, g.pool, part.m, NV,
+                    g.n_valid, g.activation, g.slope});
+  });
 }
 
 // P panels at once: P * NV independent chains, one pixel.
@@ -186,17 +274,27 @@ NOINLINE void gemv_tile(const GemvArgs& g, int panel, int n_valid_last) {
   constexpr int kWidth = NV * V::W;
   const float* b[P];
   T acc[P][NV];
-  UNROLL for (int p = 0; p < P; ++p) {
-    b[p] = g.b + (panel + p) * g.b_panel;
-    UNROLL for (int v = 0; v < NV; ++v) acc[p][v] = V::zero();
-  }
-  for (int k = 0; k < g.k; ++k) {
-    const T x = V::broadcast(g.a + k);
-    UNROLL for (int p = 0; p < P; ++p) {
-      UNROLL for (int v = 0; v < NV; ++v) acc[p][v] = V::fma(x, V::load(b[p] + v * V::W), acc[p][v]);
-      b[p] += kWidth;
+  float sums[P * kWidth];
+  UNROLL for (int p = 0; p < P; ++p) b[p] = g.b + (panel + p) * g.b_panel;
+  int k = 0;
+  do {
+    const int begin = k, end = g.k - k < kChain ? g.k : k + kChain;
+    UNROLL for (int p = 0; p < P; ++p) { UNROLL for (int v = 0; v < NV; ++v) acc[p][v] = V::zero(); }
+    for (; k < end; ++k) {
+      const T x = V::broadcast(g.a + k);
+      UNROLL for (int p = 0; p < P; ++p) {
+        UNROLL for (int v = 0; v < NV; ++v) acc[p][v] = V::fma(x, V::load(b[p] + v * V::W), acc[p][v]);
+        b[p] += kWidth;
+      }
     }
-  }
+    UNROLL for (int p = 0; p < P; ++p) {
+      UNROLL for (int v = 0; v < NV; ++v) {
+        float* sum = sums + p * kWidth + v * V::W;
+        if (begin > 0) acc[p][v] = V::add(V::load(sum), acc[p][v]);
+        if (end < g.k) V::store(sum, acc[p][v]);
+      }
+    }
+  } while (k < g.k);
   const T lo = V::broadcast(&g.lo), hi = V::broadcast(&g.hi);
   UNROLL for (int p = 0; p < P; ++p) {
     UNROLL for (int v = 0; v < NV; ++v) {
