@@ -126,6 +126,7 @@ def test_not_a_module():
 def test_a_machine_without_vector_kernels_stays_with_pytorch(monkeypatch):
     """Scalar kernels are for tests: dispatch prefers PyTorch unless somebody chose them."""
     monkeypatch.setattr(native, "isa", lambda: "scalar")
+    monkeypatch.setattr(native, "isa_is_capped", lambda: False)  # other tests may have left a cap
     fused = fuse(make_block())
     report = fusion_report(fused)
     assert "none of the vector instruction sets" in str(report.rows[0].reason)
