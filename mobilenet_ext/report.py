@@ -224,6 +224,8 @@ class _Walk:
             kind, kernel = item.kind if isinstance(item, BlockSpec) else "linear", ""
             if steps:
                 kind, kernel = steps[index]["kind"], steps[index]["kernel"]
+            if training := chain.training_kernel(module, index):
+                kernel = training
             parts = tuple(_innermost(module, part) for part in parts)
             if not parts:  # a mean over the image, of no module with tensors
                 continue
