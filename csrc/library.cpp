@@ -9,4 +9,48 @@ STABLE_TORCH_LIBRARY(mobilenet_ext, m) {
   m.def("chain_cached(Tensor x, Tensor slot) -> Tensor");
   // The differentiable form of chain: same forward, the backward recomputes.
   m.def("chain_grad(Tensor x, Tensor[] sources, Tensor? slot, int[] program, float[] constants) -> Tensor");
+
+  // Training. Vectors hold one float32 per channel; moments and sums are float64. `lo` and `hi` are the bounds of an
+  // activation, infinite for none. Matrices are (pixels, channels), contiguous. `out` is what is written.
+  m.def("column_moments(Tensor x) -> (Tensor, Tensor)");  // mean and population variance
+  m.def("affine_act(Tensor x, Tensor scale, Tensor shift, Tensor? residual, float lo, float hi, Tensor(a!) out) -> ()");
+  m.def("act_reduce(Tensor g, Tensor x, Tensor scale, Tensor shift, Tensor? center, float lo, float hi) -> Tensor");
+  m.def(
+      "act_gradient(Tensor g, Tensor x, Tensor scale, Tensor shift, float lo, float hi, Tensor a, Tensor? b, Tensor? "
+      "c, "
+      "Tensor? center, Tensor(a!) out) -> ()");
+  // out = a b^T (transposed) or a b, of clamp(a * scale + shift, lo, hi) if these are given.
+  m.def(
+      "rows_product(Tensor a, Tensor b, bool transposed, Tensor? scale, Tensor? shift, float lo, float hi, Tensor(a!) "
+      "out) -> ()");
+  // out (+)= wide^T (narrow - center)
+  m.def("weight_product(Tensor wide, Tensor narrow, Tensor? center, bool accumulate, Tensor(a!) out) -> ()");
+  // The depthwise convolution alone, channels_last result. `geometry`: kernel, stride, dilation, padding top, bottom,
+  // left, right. Implemented in mobilenet_ext/training, as are the blocks below.
+  m.def("depthwise_conv2d(Tensor x, Tensor weight, Tensor? bias, int[] geometry) -> Tensor");
+  m.def(
+      "depthwise_conv2d_backward(Tensor g, Tensor x, Tensor weight, int[] geometry, int[] needs) -> (Tensor, Tensor, "
+      "Tensor)");
+  // One block. `batch` says of each stage whether its BatchNorm takes the batch's statistics. Gives y, the results of
+  // the depthwise and of the last convolution, and the statistics (mean, variance, unbiased variance) of those stages,
+  // each empty where the backward makes it again or there is none.
+  m.def(
+      "train_block(Tensor x, Tensor[] sources, Tensor? slot, int[] program, float[] constants, int[] batch) -> "
+      "(Tensor, Tensor, Tensor, Tensor)");
+  // Gradients of x and of every source, empty where `needs` (x first) says 0.
+  m.def(
+      "train_block_backward(Tensor g, Tensor x, Tensor v, Tensor p, Tensor stats, Tensor[] sources, int[] program, "
+      "float[] constants, int[] batch, int[] needs) -> Tensor[]");
+  // Images are (N, C, H, W), channels_last. `geometry`: kernel, stride, dilation, padding top and left, output size.
+  m.def(
+      "depthwise_forward(Tensor x, Tensor weight, Tensor? bias, Tensor? scale, Tensor? shift, float lo, float hi, "
+      "int[] "
+      "geometry, bool moments, Tensor(a!) out) -> (Tensor, Tensor)");
+  // `y` with `coefficients` (scale, shift, a, b, c, center; lo and hi in y_bounds) is what turns g into the gradient of
+  // the convolution's result; without it g is that gradient. Gives the weight's gradient and the two sums; `out` is dx.
+  m.def(
+      "depthwise_backward(Tensor g, Tensor? y, Tensor[] coefficients, float[] y_bounds, Tensor x, Tensor weight, "
+      "Tensor? "
+      "scale, Tensor? shift, Tensor? center, float lo, float hi, int[] geometry, bool need_weight, Tensor(a!)? out) -> "
+      "(Tensor, Tensor)");
 }

@@ -22,7 +22,11 @@ _Model = TypeVar("_Model", bound=nn.Module)
 
 
 def fuse(
-    model: _Model, inplace: bool = False, preserve_format: bool = False, drop_dead_channels: bool = False
+    model: _Model,
+    inplace: bool = False,
+    preserve_format: bool = False,
+    drop_dead_channels: bool = False,
+    training: bool = True,
 ) -> _Model:
     """``model`` with every supported block, run of blocks and known whole network on fused kernels.
 
@@ -34,7 +38,8 @@ def fuse(
     Fused modules return channels_last; with ``preserve_format=True`` each returns its input's memory format.
     ``drop_dead_channels=True`` also removes hidden channels whose depthwise kernel is zero, which changes no result
     but the shapes of a checkpoint; ``fusion_report(...).dropped`` says how many, with a bound of the error.
-    TypeError if ``model`` is no ``torch.nn.Module``.
+    With ``training=False`` blocks in training mode run as plain PyTorch.  TypeError if ``model`` is no
+    ``torch.nn.Module``.
     """
     _require_module(model)
     if not inplace:
@@ -44,12 +49,14 @@ def fuse(
     if drop_dead_channels:
         remove_dead_channels(model)
     # Everything is matched before anything is swapped, because matchers read plain classes.
-    for module, state, method in list(_plan(model, preserve_format, set())):
+    for module, state, method in list(_plan(model, preserve_format, training, set())):
         swap_in(module, state, method)
     return model
 
 
-def _plan(module: nn.Module, follow_input: bool, seen: set[int]) -> Iterator[tuple[nn.Module, FusedChain | Runs, str]]:
+def _plan(
+    module: nn.Module, follow_input: bool, training: bool, seen: set[int]
+) -> Iterator[tuple[nn.Module, FusedChain | Runs, str]]:
     """What to swap at and below ``module``.  Whole models and runs also have their parts swapped, for when they fall
     back; a block's own parts stay plain."""
     if id(module) in seen:
@@ -57,15 +64,15 @@ def _plan(module: nn.Module, follow_input: bool, seen: set[int]) -> Iterator[tup
     seen.add(id(module))
     match = match_module(module)
     if isinstance(match, Match):
-        yield module, FusedChain(module, match, follow_input), match.method
+        yield module, FusedChain(module, match, follow_input, training), match.method
         if match.level == "block":
             return
     elif isinstance(module, nn.Sequential):
-        runs = find_runs(module, follow_input)
+        runs = find_runs(module, follow_input, training)
         if runs is not None:
             yield module, runs, RUNS
     for child in module.children():
-        yield from _plan(child, follow_input, seen)
+        yield from _plan(child, follow_input, training, seen)
 
 
 def unfuse(model: _Model, inplace: bool = False) -> _Model:

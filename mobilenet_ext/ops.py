@@ -11,11 +11,17 @@ from collections.abc import Sequence
 from importlib import import_module
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from . import autograd as _autograd
 from ._library import native as _native
+from .backends import aten as _aten
 from .spec import ACTIVATIONS, BlockSpec, ConvSpec, LinearSpec, Padding, Program, decode, encode, source_names
+from .training import depthwise as _depthwise
+from .training import op as _training
+from .training.run import no_training_kernel as _no_training_kernel
+from .training.run import update_vectors as _update_vectors
 
 IntPair = int | Sequence[int]
 
@@ -47,6 +53,8 @@ def _fake_chain(
 torch.library.register_fake("mobilenet_ext::chain", _fake_chain)
 torch.library.register_fake("mobilenet_ext::chain_grad", _fake_chain)
 _autograd.register()
+_training.register()
+_depthwise.register()
 import_module("mobilenet_ext.backends.gpu.register")  # the chain operators for CUDA tensors
 
 
@@ -81,10 +89,21 @@ def _check_input(x: Tensor, channels: int) -> None:
         raise ValueError(f"x has shape {tuple(x.shape)}; allowed: four dimensions (N, C, H, W)")
     if x.shape[1] != channels:
         raise ValueError(f"x has {x.shape[1]} channels; this weight takes {channels}")
-    if x.dtype != torch.float32:
-        raise TypeError(f"x is {x.dtype}; allowed: torch.float32")
+    if x.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"x is {x.dtype}; allowed: torch.float32 (or torch.float64, by plain operators)")
     if x.device.type != "cpu":
         raise ValueError(f"x is on {x.device}; allowed: the CPU")
+
+
+def _check(x: Tensor, block: BlockSpec, sources: list[Tensor]) -> None:
+    _check_input(x, block.in_channels)
+    for name, source in zip(source_names((block,)), sources, strict=True):
+        if not isinstance(source, Tensor) or source.dtype != x.dtype or source.device.type != "cpu":
+            kind = f"{source.dtype} on {source.device}" if isinstance(source, Tensor) else type(source).__name__
+            raise TypeError(f"{name} is {kind}; allowed: a {x.dtype} tensor on the CPU")
+    if block.residual and block.output_size(x.shape[2], x.shape[3]) != (x.shape[2], x.shape[3]):
+        size = block.output_size(x.shape[2], x.shape[3])
+        raise ValueError(f"residual is True with an output of {size} pixels; allowed: the input's {tuple(x.shape[2:])}")
 
 
 def _run(x: Tensor, block: BlockSpec, sources: list[Tensor]) -> Tensor:
@@ -92,19 +111,34 @@ def _run(x: Tensor, block: BlockSpec, sources: list[Tensor]) -> Tensor:
     autocast = torch.is_autocast_enabled("cpu")
     if autocast:
         x = x.float()
-    _check_input(x, block.in_channels)
-    for name, source in zip(source_names((block,)), sources, strict=True):
-        if not isinstance(source, Tensor) or source.dtype != torch.float32 or source.device.type != "cpu":
-            kind = f"{source.dtype} on {source.device}" if isinstance(source, Tensor) else type(source).__name__
-            raise TypeError(f"{name} is {kind}; allowed: a torch.float32 tensor on the CPU")
-    if block.residual and block.output_size(x.shape[2], x.shape[3]) != (x.shape[2], x.shape[3]):
-        size = block.output_size(x.shape[2], x.shape[3])
-        raise ValueError(f"residual is True with an output of {size} pixels; allowed: the input's {tuple(x.shape[2:])}")
+    _check(x, block, sources)
     program, constants = encode((block,), "follow_input", transient=True)
     grad = torch.is_grad_enabled() and (x.requires_grad or any(t.requires_grad for t in sources))
-    op = torch.ops.mobilenet_ext.chain_grad if grad else torch.ops.mobilenet_ext.chain
-    y = op(x, sources, None, program, constants)
+    if _no_training_kernel((block,)) is not None:
+        y = _run_untrained(x, block, sources, program, constants, grad)
+    elif grad or x.dtype == torch.float64:
+        batch = [0 for _ in block.stages()]
+        y = torch.ops.mobilenet_ext.train_block(x, sources, None, program, constants, batch)[0]
+        y = _as_input(y, x)
+    else:
+        y = torch.ops.mobilenet_ext.chain(x, sources, None, program, constants)
     return y.to(torch.get_autocast_dtype("cpu")) if autocast else y
+
+
+def _run_untrained(
+    x: Tensor, block: BlockSpec, sources: list[Tensor], program: list[int], constants: list[float], grad: bool
+) -> Tensor:
+    """A block with an activation that the training operator does not know: its backward is plain operators."""
+    if x.dtype == torch.float64:
+        return _aten.run_chain((block,), x, sources)
+    op = torch.ops.mobilenet_ext.chain_grad if grad else torch.ops.mobilenet_ext.chain
+    return op(x, sources, None, program, constants)
+
+
+def _as_input(y: Tensor, x: Tensor) -> Tensor:
+    """``y`` in the memory format of ``x``; where the strides of ``x`` fit both, contiguous wins."""
+    planar = x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last)
+    return y.contiguous(memory_format=torch.contiguous_format if planar else torch.channels_last)
 
 
 def _depthwise_spec(
@@ -161,7 +195,16 @@ def depthwise_conv2d(
     Raises ValueError or TypeError naming the argument, its value and what is allowed.
     """
     spec, sources = _depthwise_spec(weight, stride, padding, dilation, "none", 0.0, {"conv_bias": bias})
-    return _run(x, BlockSpec(depthwise=spec), sources)
+    autocast = torch.is_autocast_enabled("cpu")
+    inputs = x.float() if autocast and isinstance(x, Tensor) else x
+    wants = torch.is_grad_enabled() and isinstance(x, Tensor) and any(t.requires_grad for t in (x, *sources))
+    if not wants or min(spec.output_size(x.shape[2], x.shape[3])) < 1:
+        return _run(x, BlockSpec(depthwise=spec), sources)
+    _check(inputs, BlockSpec(depthwise=spec), sources)
+    pads = _aten.paddings(spec, x.shape[2], x.shape[3])
+    geometry = [*spec.kernel, *spec.stride, *spec.dilation, *pads]
+    y = _as_input(torch.ops.mobilenet_ext.depthwise_conv2d(inputs, weight, bias, geometry), inputs)
+    return y.to(torch.get_autocast_dtype("cpu")) if autocast else y
 
 
 def depthwise_conv_bn_act(
@@ -169,24 +212,31 @@ def depthwise_conv_bn_act(
     weight: Tensor,
     bn_weight: Tensor | None,
     bn_bias: Tensor | None,
-    running_mean: Tensor,
-    running_var: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
     eps: float = 1e-5,
     stride: IntPair = 1,
     padding: str | IntPair = 0,
     dilation: IntPair = 1,
     activation: str = "relu6",
     bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
 ) -> Tensor:
-    """Depthwise convolution, BatchNorm with running statistics, activation: one kernel.
+    """Depthwise convolution, BatchNorm, activation as one differentiable operator.
 
     The counterpart of ``act(F.batch_norm(F.conv2d(x, weight, bias, ..., groups=C), running_mean, running_var,
-    bn_weight, bn_bias, False, 0, eps))``.  Arguments as in :func:`depthwise_conv2d`; the BatchNorm vectors are (C,)
-    fp32; ``activation`` is ``"none"``, ``"relu"``, ``"relu6"``, ``"hardswish"``, ``"silu"``, ``"hardsigmoid"`` or
-    ``"sigmoid"``.
+    bn_weight, bn_bias, training, momentum, eps))``.  Arguments as in :func:`depthwise_conv2d`; the BatchNorm vectors
+    are (C,) fp32; ``activation`` is ``"none"``, ``"relu"``, ``"relu6"``, ``"hardswish"``, ``"silu"``,
+    ``"hardsigmoid"`` or ``"sigmoid"``, the last four composed of separate operators with ``training``.  With
+    ``training`` BatchNorm takes the statistics of the batch, and the running ones, unless both are None, are updated
+    in place.
 
     Returns: (N, C, H', W') fp32 in the memory format of ``x``.
     """
+    given = (running_mean, running_var)
+    if training and running_mean is None and running_var is None:
+        running_mean, running_var = weight.new_zeros(weight.shape[0]), weight.new_ones(weight.shape[0])
     if running_mean is None or running_var is None:
         raise ValueError("running_mean or running_var is None; allowed: the running statistics, both tensors of (C,)")
     vectors = {
@@ -197,7 +247,26 @@ def depthwise_conv_bn_act(
         "running_var": running_var,
     }
     spec, sources = _depthwise_spec(weight, stride, padding, dilation, activation, eps, vectors)
-    return _run(x, BlockSpec(depthwise=spec), sources)
+    if not training:
+        return _run(x, BlockSpec(depthwise=spec), sources)
+    autocast = torch.is_autocast_enabled("cpu")
+    inputs = x.float() if autocast else x
+    block = BlockSpec(depthwise=spec)
+    _check(inputs, block, sources)
+    if _no_training_kernel((block,)) is not None:
+        with torch.autocast("cpu", enabled=False):
+            y = _aten.convolve(spec, inputs, weight, bias)
+            y = F.batch_norm(y, *given, bn_weight, bn_bias, True, momentum, eps)
+            y = _as_input(_aten.activate(spec, y), inputs)
+        return y.to(torch.get_autocast_dtype("cpu")) if autocast else y
+    program, constants = encode((block,))
+    y, _, _, stats = torch.ops.mobilenet_ext.train_block(inputs, sources, None, program, constants, [1])
+    if given[0] is not None and given[1] is not None:
+        stats = stats.detach()
+        with torch.no_grad():
+            _update_vectors(given[0], given[1], stats[0], stats[2], momentum, None)
+    y = _as_input(y, inputs)
+    return y.to(torch.get_autocast_dtype("cpu")) if autocast else y
 
 
 BatchNormVectors = tuple[Tensor | None, Tensor | None, Tensor, Tensor]

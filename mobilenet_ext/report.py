@@ -241,6 +241,8 @@ class _Walk:
                 kind, kernel = steps[index]["kind"], steps[index]["kernel"]
             elif on_gpu:
                 kernel = gpu_verdicts.choices_of(item)
+            if training := chain.training_kernel(module, index):
+                kernel = training
             parts = tuple(_innermost(module, part) for part in parts)
             if not parts:  # a mean over the image, of no module with tensors
                 continue

@@ -66,9 +66,9 @@ def test_a_whole_network_is_one_chain(name):
     with torch.inference_mode():
         y, plain = fused(x), model(x)
     assert kernels_run() - before >= len(match.chain) - 1
-    # Against PyTorch's own error; single blocks are held to the tolerance of docs/numerics.md by test_family_ops.py.
+    # The second condition of docs/numerics.md; single blocks are held to both by test_family_ops.py.
     own = float((plain.double() - expected).norm())
-    assert float((y.double() - expected).norm()) <= 4 * own + 1e-6 * float(expected.norm())
+    assert float((y.double() - expected).norm()) <= 2 * (1 + 2 / y.numel() ** 0.5) * own + 1e-6 * float(expected.norm())
     plain_again = mobilenet_ext.unfuse(fused)
     assert list(plain_again.state_dict()) == list(model.state_dict())
     assert type(plain_again) is type(model)

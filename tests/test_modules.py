@@ -122,9 +122,9 @@ def test_gradients_in_eval_mode(stride: int, freeze_weights: bool):
             assert_close(ours.grad, theirs.grad)
 
 
-def test_training_is_the_plain_modules():
+def test_training_without_the_training_path_is_the_plain_modules():
     plain, x = make_block().train(), example()
-    fused = fuse(plain)
+    fused = fuse(plain, training=False)
     with fused_path(False):
         y, expected = fused(x), plain(x)
     assert torch.equal(y, expected)
@@ -142,8 +142,10 @@ def test_modes_follow_each_norm():
     fused, x = fuse(make_block()), example()
     fused.conv[0][1].train()
     assert not fused.training
-    with torch.no_grad(), fused_path(False):
+    with torch.no_grad():
+        before = fused.conv[0][1].running_mean.clone()
         fused(x)
+        assert not torch.equal(fused.conv[0][1].running_mean, before)
     fused.conv[0][1].eval()
     fused.training = True
     assert_fused_right(fused, x)

@@ -359,7 +359,8 @@ def test_bad_sources_and_sizes():
         (lambda x, w: ops.depthwise_conv2d(x, w, padding=-1), "padding is -1; allowed"),
         (lambda x, w: ops.depthwise_conv2d(x[:, :5], w), "x has 5 channels; this weight takes 8"),
         (lambda x, w: ops.depthwise_conv2d(x[0], w), "allowed: four dimensions"),
-        (lambda x, w: ops.depthwise_conv2d(x.double(), w), "x is torch.float64; allowed: torch.float32"),
+        (lambda x, w: ops.depthwise_conv2d(x.half(), w), "x is torch.float16; allowed: torch.float32"),
+        (lambda x, w: ops.depthwise_conv2d(x.double(), w), "weight is torch.float32 on cpu; allowed: a torch.float64"),
         (
             lambda x, w: ops.depthwise_conv2d(x, w.expand(8, 2, 3, 3)),
             r"weight has shape \(8, 2, 3, 3\); allowed: \(C, 1",

@@ -34,7 +34,7 @@ def test_whole_network():
 
 
 def test_training_and_disabled():
-    fused = fuse(make_block())
+    fused = fuse(make_block(), training=False)
     assert [row.kind for row in fusion_report(fused).rows] == ["block"]
     fused.train()
     (row,) = fusion_report(fused, example()).rows
@@ -42,6 +42,17 @@ def test_training_and_disabled():
     fused.eval()
     with disabled():
         assert "switched off" in fusion_report(fused).rows[0].reason
+
+
+def test_fused_training_is_named():
+    fused = fuse(make_block()).train()
+    (row,) = fusion_report(fused).rows
+    assert (row.kind, row.kernel) == ("block", "training: batch statistics")
+    for module in fused.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    (row,) = fusion_report(fused).rows
+    assert row.kernel != "training: batch statistics"
 
 
 def test_one_hook_costs_one_block():
@@ -115,6 +126,7 @@ def test_not_a_module():
 def test_a_machine_without_vector_kernels_stays_with_pytorch(monkeypatch):
     """Scalar kernels are for tests: dispatch prefers PyTorch unless somebody chose them."""
     monkeypatch.setattr(native, "isa", lambda: "scalar")
+    monkeypatch.setattr(native, "isa_is_capped", lambda: False)  # other tests may have left a cap
     fused = fuse(make_block())
     report = fusion_report(fused)
     assert "none of the vector instruction sets" in str(report.rows[0].reason)

@@ -9,10 +9,13 @@
 
 #if defined(__x86_64__)
 extern const mobilenet_ext::IsaTable mobilenet_ext_isa_avx512, mobilenet_ext_isa_avx2;
+extern const mobilenet_ext::TrainTable mobilenet_ext_train_avx512, mobilenet_ext_train_avx2;
 #elif defined(__aarch64__)
 extern const mobilenet_ext::IsaTable mobilenet_ext_isa_neon;
+extern const mobilenet_ext::TrainTable mobilenet_ext_train_neon;
 #endif
 extern const mobilenet_ext::IsaTable mobilenet_ext_isa_scalar;
+extern const mobilenet_ext::TrainTable mobilenet_ext_train_scalar;
 
 namespace mobilenet_ext {
 namespace {
@@ -58,14 +61,16 @@ const std::vector<Isa>& isas() {
     (void)f;
     std::vector<Isa> l;
 #if defined(__x86_64__)
-    l.push_back({&mobilenet_ext_isa_avx512, "AVX-512, 16 lanes, 32 registers",
+    l.push_back({&mobilenet_ext_isa_avx512, &mobilenet_ext_train_avx512, "AVX-512, 16 lanes, 32 registers",
                  "AVX-512 F, BW, DQ and VL, enabled by the operating system", f.avx512});
-    l.push_back({&mobilenet_ext_isa_avx2, "AVX2 with FMA, 8 lanes, 16 registers",
+    l.push_back({&mobilenet_ext_isa_avx2, &mobilenet_ext_train_avx2, "AVX2 with FMA, 8 lanes, 16 registers",
                  "AVX2 and FMA, enabled by the operating system", f.avx2});
 #elif defined(__aarch64__)
-    l.push_back({&mobilenet_ext_isa_neon, "Advanced SIMD, 4 lanes, 32 registers", "AArch64", true});
+    l.push_back(
+        {&mobilenet_ext_isa_neon, &mobilenet_ext_train_neon, "Advanced SIMD, 4 lanes, 32 registers", "AArch64", true});
 #endif
-    l.push_back({&mobilenet_ext_isa_scalar, "plain C++, one lane, for tests", "nothing", true});
+    l.push_back(
+        {&mobilenet_ext_isa_scalar, &mobilenet_ext_train_scalar, "plain C++, one lane, for tests", "nothing", true});
     return l;
   }();
   return list;
@@ -79,6 +84,13 @@ const IsaTable& active_isa() {
     apply_cap(name ? name : "", "MOBILENET_EXT_ISA");
   });
   return *active.load(std::memory_order_acquire);
+}
+
+const TrainTable& train_table(const IsaTable& isa) {
+  for (const Isa& each : isas()) {
+    if (each.table == &isa) return *each.train;
+  }
+  throw std::logic_error("no training kernels for " + std::string(isa.name));
 }
 
 bool isa_is_capped() {

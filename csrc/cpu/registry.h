@@ -4,11 +4,13 @@
 #include <vector>
 
 #include "kernel_table.h"
+#include "train_table.h"
 
 namespace mobilenet_ext {
 
 struct Isa {
   const IsaTable* table;
+  const TrainTable* train;
   const char* description;
   const char* needs;  // what the CPU must have, for people
   bool supported;     // by this CPU and operating system
@@ -19,6 +21,9 @@ const std::vector<Isa>& isas();
 
 // The best supported instruction set at or below the cap.
 const IsaTable& active_isa();
+
+// The training kernels of an instruction set.
+const TrainTable& train_table(const IsaTable& isa);
 
 // Whether somebody chose: with MOBILENET_EXT_ISA or set_isa_cap. Scalar kernels run only then (dispatch prefers
 // PyTorch).

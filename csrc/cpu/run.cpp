@@ -197,6 +197,12 @@ void reset_counters() {
   counts.clear();
 }
 
+void count_run(const char* kind, const char* isa) {
+  std::lock_guard<std::mutex> lock(counter_mutex);
+  ++counts[kind];
+  ++counts[std::string(kind) + "." + isa];
+}
+
 void set_verbose(bool on) { verbose.store(on); }
 
 }  // namespace mobilenet_ext

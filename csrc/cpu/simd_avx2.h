@@ -49,6 +49,10 @@ struct Full {
   static ALWAYS_INLINE T add(T a, T b) { return _mm256_add_ps(a, b); }
   static ALWAYS_INLINE T sub(T a, T b) { return _mm256_sub_ps(a, b); }
   static ALWAYS_INLINE T mul(T a, T b) { return _mm256_mul_ps(a, b); }
+  // g where lo < z < hi or z is NaN, else 0.
+  static ALWAYS_INLINE T keep(T g, T z, T lo, T hi) {
+    return _mm256_and_ps(_mm256_and_ps(g, _mm256_cmp_ps(z, lo, _CMP_NLE_UQ)), _mm256_cmp_ps(z, hi, _CMP_NGE_UQ));
+  }
   static ALWAYS_INLINE T div(T a, T b) { return _mm256_div_ps(a, b); }
   // 2^(n-1) of n + 1.5 * 2^23: the low bits of such a number are n.
   static ALWAYS_INLINE T half_power(T t) {

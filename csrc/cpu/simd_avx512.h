@@ -27,6 +27,11 @@ struct Full {
   static ALWAYS_INLINE T add(T a, T b) { return _mm512_add_ps(a, b); }
   static ALWAYS_INLINE T sub(T a, T b) { return _mm512_sub_ps(a, b); }
   static ALWAYS_INLINE T mul(T a, T b) { return _mm512_mul_ps(a, b); }
+  // g where lo < z < hi or z is NaN, else 0.
+  static ALWAYS_INLINE T keep(T g, T z, T lo, T hi) {
+    const __mmask16 above = _mm512_cmp_ps_mask(z, lo, _CMP_NLE_UQ);
+    return _mm512_maskz_mov_ps(_mm512_mask_cmp_ps_mask(above, z, hi, _CMP_NGE_UQ), g);
+  }
   static ALWAYS_INLINE T div(T a, T b) { return _mm512_div_ps(a, b); }
   // 2^(n-1) of n + 1.5 * 2^23: the low bits of such a number are n.
   static ALWAYS_INLINE T half_power(T t) {

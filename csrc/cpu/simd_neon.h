@@ -31,6 +31,11 @@ struct Full {
   static ALWAYS_INLINE T add(T a, T b) { return vaddq_f32(a, b); }
   static ALWAYS_INLINE T sub(T a, T b) { return vsubq_f32(a, b); }
   static ALWAYS_INLINE T mul(T a, T b) { return vmulq_f32(a, b); }
+  // g where lo < z < hi or z is NaN, else 0.
+  static ALWAYS_INLINE T keep(T g, T z, T lo, T hi) {
+    const uint32x4_t drop = vorrq_u32(vcleq_f32(z, lo), vcgeq_f32(z, hi));
+    return vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(g), drop));
+  }
   static ALWAYS_INLINE T div(T a, T b) { return vdivq_f32(a, b); }
   // 2^(n-1) of n + 1.5 * 2^23: the low bits of such a number are n.
   static ALWAYS_INLINE T half_power(T t) {

@@ -1,5 +1,8 @@
 // The vector vocabulary in plain C++: one lane. Its FMA is a true fused one, so results equal the vector ISAs' bit for
 // bit; without FMA hardware that is a slow library call, which is why dispatch prefers PyTorch to this ISA.
+#include <stddef.h>
+#include <stdint.h>
+
 namespace {
 
 struct Full {
@@ -20,6 +23,8 @@ struct Full {
   static ALWAYS_INLINE T add(T a, T b) { return a + b; }
   static ALWAYS_INLINE T sub(T a, T b) { return a - b; }
   static ALWAYS_INLINE T mul(T a, T b) { return a * b; }
+  // g where lo < z < hi or z is NaN, else 0.
+  static ALWAYS_INLINE T keep(T g, T z, T lo, T hi) { return z <= lo || z >= hi ? 0.0f : g; }
   static ALWAYS_INLINE T div(T a, T b) { return a / b; }
   // 2^(n-1) of n + 1.5 * 2^23: the low bits of such a number are n.
   static ALWAYS_INLINE T half_power(T t) {

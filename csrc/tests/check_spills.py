@@ -2,7 +2,8 @@
 
 A tile whose accumulators do not all fit in registers still computes the right numbers, at half the speed; only the
 machine code shows it.  Looked at are the innermost loops with at least four vector FMAs in the functions whose name
-contains ``gemm_tile`` or ``depthwise_row``.  Every object of a vector ISA must have some, or nothing was checked.
+contains ``gemm_tile``, ``depthwise_row`` or
+``weight_gradient_tile``.  Every object of a vector ISA must have some, or nothing was checked.
 
 Usage: check_spills.py --arch x86_64|aarch64 [--objdump OBJDUMP] OBJECT...
 """
@@ -16,7 +17,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-HOT = re.compile(r"gemm_tile|depthwise_row")
+HOT = re.compile(r"gemm_tile|depthwise_row|weight_gradient_tile")
 MINIMUM_FMAS = 4
 
 
@@ -116,7 +117,7 @@ def main() -> int:
     options = parser.parse_args()
     bad = 0
     for path in options.objects:
-        if path.name.startswith("isa_scalar"):
+        if path.name.split(".")[0].endswith("_scalar"):
             continue  # no vectors, and made for tests
         command = [options.objdump, "-d", "-C", "--no-show-raw-insn", str(path)]
         listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout

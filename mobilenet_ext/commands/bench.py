@@ -51,6 +51,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     what.add_argument("--shapes", metavar="FILE", help="time the layers of a file, one a line (see docs/benchmarks)")
     what.add_argument("--overhead", action="store_true", help="also: what a call costs outside the kernels")
     what.add_argument("--memory", action="store_true", help="also: peak memory of a forward at the largest batch")
+    what.add_argument(
+        "--training",
+        action="store_true",
+        help="time training steps instead: batch 16 and 32, frozen and batch BatchNorm",
+    )
     how = parser.add_argument_group("how")
     how.add_argument("--rounds", type=_positive, metavar="N", help="exactly so many rounds instead of --seconds")
     how.add_argument("--seconds", type=float, metavar="S", help="time of the rounds of one configuration")
@@ -99,6 +104,8 @@ def run(args: argparse.Namespace) -> int:
         return _run_on_gpu(args)
     if args.dtype:
         raise ValueError("--dtype is for --device cuda; on the CPU the arithmetic is fp32")
+    if args.training:
+        return _training(args)
     if args.isa:
         native.set_isa_cap(args.isa)
     try:
@@ -123,6 +130,35 @@ def run(args: argparse.Namespace) -> int:
         from ..bench import plot
 
         plot.write(report, args.plot)
+    return int(report.wrong)
+
+
+def _training(args: argparse.Namespace) -> int:
+    """0, or 1 if a gradient of ours was more than twice as far off as PyTorch's."""
+    from rich.console import Console
+
+    from .._library import native
+    from ..bench import machine, training, training_report
+
+    size = args.size[0][0] if args.size else 224
+    rounds, threads = args.rounds or 5, max(_threads(args))
+    forms = training.FORMS if args.rivals in (None, "default", "all") else ("eager channels_last", "mobilenet_ext")
+    settings = {"isa": native.isa(), "size": size, "threads": threads, "rounds": rounds, "input": "fp32, channels_last"}
+    report = training_report.TrainingReport(machine.describe(), settings)
+    with _Progress() as progress:
+        for name in _names(args):
+            report.steps += training.measure(name, args.batch or [16, 32], size, threads, rounds, forms, progress)
+            for mode in training.MODES:
+                progress(f"gradients of {name}, {mode}", 0.0)
+                report.errors.append({"model": name, "mode": mode, **training.gradient_errors(name, mode, size)})
+        report.layers = training.depthwise_layers(min(args.batch or [16]), threads, rounds, progress)
+    if args.json == "-":
+        print(report.to_json())
+    else:
+        console = Console()
+        training_report.print_report(report, console if console.is_terminal else Console(width=_PIPE_WIDTH))
+    if args.json not in (None, "-"):
+        Path(args.json).write_text(report.to_json() + "\n")
     return int(report.wrong)
 
 

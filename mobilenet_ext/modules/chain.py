@@ -28,10 +28,11 @@ from mobilenet_ext.freshness import (
     watch_optimizers,
 )
 from mobilenet_ext.modules.bound import PLAIN_TENSORS, Bound, is_supported, is_supported_on_gpu
-from mobilenet_ext.modules.structure import Snapshot, global_hook_reason, mode_reason
+from mobilenet_ext.modules.structure import Snapshot, global_hook_reason, memory_format_of, mode_reason
 from mobilenet_ext.modules.switch import switch
 from mobilenet_ext.modules.traced import run_traced, trace_key
 from mobilenet_ext.spec import BlockSpec, ChainItem, LinearSpec, encode
+from mobilenet_ext.training.run import no_training_kernel, run_steps, steps_of, training_reason
 
 if TYPE_CHECKING:
     from mobilenet_ext.matchers import Match
@@ -62,8 +63,9 @@ class FusedChain:
     binds itself to its module at the first call.
     """
 
-    def __init__(self, module: nn.Module, match: Match, follow_input: bool = False) -> None:
+    def __init__(self, module: nn.Module, match: Match, follow_input: bool = False, training: bool = True) -> None:
         self.match = match
+        self.training = training
         self.snapshot = Snapshot(module, match.skipped)
         self.frozen = False
         self._set_layout(follow_input)
@@ -73,7 +75,11 @@ class FusedChain:
         self.follow_input = follow_input
         layout = "follow_input" if follow_input else "channels_last"
         self.program, self.constants = encode(self.match.chain, layout)
-        self.key = trace_key(self.match, self.snapshot, layout)
+        self.steps = steps_of(self.match)
+        # Why no training kernel takes the chain, whatever its modes; then PyTorch trains it.
+        self.no_training = no_training_kernel(self.match.chain)
+        self.trains = self.training and self.no_training is None
+        self.key = trace_key(self.match, self.snapshot, layout, self.steps if self.trains else ())
         first = self.match.chain[0]
         self.in_channels = first.in_features if isinstance(first, LinearSpec) else first.in_channels
         # What the backend says of the chain itself; device and dtype are looked at on every call.
@@ -86,15 +92,17 @@ class FusedChain:
         # A compiled graph may be called with other tensors than the module's own (functional_call), which a stamp
         # made in Python would not notice; so it packs into a slot of its own.
         self.graph_slot = Slot()
+        self.step_slots = [Slot() for _ in self.steps]  # frozen blocks in training, each packed by itself
         self.stamp: Stamp | None = None
         self.bound: Bound | None = None
         self.last_shape: tuple[int, ...] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("match", "snapshot", "frozen", "follow_input")}
+        return {name: getattr(self, name) for name in ("match", "snapshot", "frozen", "follow_input", "training")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.match, self.snapshot, self.frozen = state["match"], state["snapshot"], state["frozen"]
+        self.training = state["training"]
         self._set_layout(state["follow_input"])
         self._reset()
 
@@ -116,11 +124,31 @@ class FusedChain:
             return "switched off (disabled() or MOBILENET_EXT_DISABLE)"
         return (
             self.no_kernel
-            or mode_reason(module, self.match.norms, self.match.identities)
+            or self._mode_reason(module)
             or global_hook_reason()
             or self.snapshot.reason(module)
             or self._source_reason(module)
         )
+
+    def _mode_reason(self, module: nn.Module) -> str | None:
+        reason = mode_reason(module, self.match.norms, self.match.identities)
+        if reason is None or not self.training:
+            return reason
+        if self.no_training is not None:
+            return f"training: {self.no_training}, which PyTorch runs"
+        return training_reason(module, self.match.norms, self.match.identities) or mode_reason(
+            module, self.match.norms, (), in_eval=True
+        )
+
+    def training_kernel(self, module: nn.Module, index: int) -> str:
+        """How item ``index`` trains as its BatchNorm stands now; empty in eval mode."""
+        if not self.trains:
+            return ""
+        norms = [norm for norm in self.steps[index].norms if norm is not None]
+        modes = {module.get_submodule(path).training for path, _ in norms}
+        if True not in modes:
+            return ""
+        return "training: batch statistics" if len(modes) == 1 else "training: some batch statistics"
 
     def _source_reason(self, module: nn.Module) -> str | None:
         for source in self.match.sources:
@@ -199,6 +227,8 @@ class FusedChain:
             if tensors is not stamp.tensors or not is_fresh(stamp):
                 return self._run_checked(module, x)
         if _is_grad_enabled() and (x.requires_grad or any(map(_requires_grad, tensors))):
+            if self.trains and x.is_cpu:
+                return self._run_steps(module, x, tensors)
             return _ops.chain_grad.default(x, tensors, self.slot.tensor, self.program, self.constants)
         try:
             return _chain_cached(x, self.slot.tensor)
@@ -212,6 +242,11 @@ class FusedChain:
         tensors = self._inspect(module, x)
         if tensors is None:
             return None
+        assert self.bound is not None
+        grad = _is_grad_enabled() and (x.requires_grad or any(map(_requires_grad, tensors)))
+        if self.trains and x.is_cpu and (grad or not self.bound.structure.in_eval(module)):
+            self.stamp = previous
+            return self._run_steps(module, x, tensors)
         # The stamp comes before the call: an edit made meanwhile is then seen by the next call.
         stamp = take_stamp(tensors)
         if previous is None or hidden_change(previous, stamp):
@@ -219,10 +254,16 @@ class FusedChain:
                 native.bump_epoch()
             else:
                 distrust(self.slot.id)
-        grad = _is_grad_enabled() and (x.requires_grad or any(map(_requires_grad, tensors)))
         op = _ops.chain_grad.default if grad else _ops.chain.default
         y = op(x, tensors, self.slot.tensor, self.program, self.constants)
         self.stamp = stamp
+        return y
+
+    def _run_steps(self, module: nn.Module, x: Tensor, tensors: list[Tensor]) -> Tensor:
+        """The training path: block by block, so that each saves its own input."""
+        y = run_steps(self.steps, module.get_submodule, x, tensors, [slot.tensor for slot in self.step_slots])
+        if self.follow_input and y.dim() == 4:
+            y = y.contiguous(memory_format=memory_format_of(x))
         return y
 
     def _inspect(self, module: nn.Module, x: Tensor) -> list[Tensor] | None:
@@ -235,7 +276,7 @@ class FusedChain:
         except (AttributeError, KeyError):
             self.bound = None
             return None
-        if not bound.structure.may_run(module):
+        if not bound.structure.may_run(module) and not (self.trains and x.is_cpu and bound.structure.may_train(module)):
             return None
         epoch = current_epoch()
         if bound.epoch is not epoch:

@@ -9,14 +9,7 @@ from torch import Tensor, nn
 
 from mobilenet_ext.freshness import bump_epoch
 from mobilenet_ext.modules.chain import FusedChain
-from mobilenet_ext.modules.structure import in_training
-
-
-def memory_format_of(x: Tensor) -> torch.memory_format:
-    """The memory format of ``x`` (N, C, H, W); where its strides fit both, contiguous wins."""
-    if x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
-        return torch.contiguous_format
-    return torch.channels_last
+from mobilenet_ext.modules.structure import in_training, memory_format_of
 
 
 def finish_plain(module: nn.Module, chain: FusedChain, x: Any, y: Any) -> Any:

@@ -22,10 +22,10 @@ class Runs:
         return [chain for _, chain in self.found.values()]
 
 
-def find_runs(sequential: Any, follow_input: bool = False) -> Runs | None:
+def find_runs(sequential: Any, follow_input: bool = False, training: bool = True) -> Runs | None:
     """The runs of a plain Sequential, None when there are none."""
     runs = match_runs(sequential)
-    found = {run.start: (run.stop, FusedChain(sequential, run.match, follow_input)) for run in runs}
+    found = {run.start: (run.stop, FusedChain(sequential, run.match, follow_input, training)) for run in runs}
     return Runs(found) if found else None
 
 

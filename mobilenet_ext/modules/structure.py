@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.modules import module as global_hooks
 from torch.utils.hooks import RemovableHandle
 
 from mobilenet_ext._library import native
+from mobilenet_ext.training.run import inactive
 
 STATE = "_mobilenet_ext"  # the one attribute that a fused module adds to its instance
 
@@ -145,15 +147,27 @@ def in_training(module: nn.Module, paths: Iterable[str]) -> bool:
     return any(part is not None and part.training for part in (part_of(module, path) for path in paths))
 
 
-def mode_reason(module: nn.Module, norms: Iterable[str], identities: Iterable[str]) -> str | None:
-    """Why the training modes and statistics inside rule the fused path out; None when they do not."""
-    if in_training(module, norms) or in_training(module, identities):
+def mode_reason(
+    module: nn.Module, norms: Iterable[str], identities: Iterable[str], in_eval: bool = False
+) -> str | None:
+    """Why the training modes and statistics inside rule the fused path out; None when they do not.
+
+    With ``in_eval`` the modes are taken as eval ones and only the statistics are looked at.
+    """
+    if not in_eval and (in_training(module, norms) or in_training(module, identities)):
         return "training: PyTorch"
     for path in norms:
         norm = part_of(module, path)
         if norm is not None and getattr(norm, "running_mean", None) is None:
             return f"{path} has no running statistics"
     return None
+
+
+def memory_format_of(x: Tensor) -> torch.memory_format:
+    """The memory format of ``x`` (N, C, H, W); where its strides fit both, contiguous wins."""
+    if x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
+        return torch.contiguous_format
+    return torch.channels_last
 
 
 def global_hook_reason() -> str | None:
@@ -167,6 +181,7 @@ class Structure:
         "_hook_count",
         "_hooks",
         "_kept",
+        "_moded",
         "_modes",
         "_needs_eval",
         "_parts",
@@ -209,6 +224,9 @@ class Structure:
         self._modes = native.Watch(states, [], [])
         self._kept = (parts, own, children, states)
         self._needs_eval = "" in identities
+        # (False, norm) and (True, dropout or drop path)
+        self._moded = [(False, module.get_submodule(path)) for path in norms]
+        self._moded += [(True, module.get_submodule(path)) for path in identities if path]
 
     def is_that_of(self, module: nn.Module) -> bool:
         """Whether ``module`` still consists of the very objects that this is bound to, of unchanged classes."""
@@ -216,6 +234,21 @@ class Structure:
             module._modules is self._root_children
             and self._parts.holds()
             and list(map(vars(module).get, self._root_names)) == self._root_values
+        )
+
+    def in_eval(self, module: nn.Module) -> bool:
+        """Whether every BatchNorm, dropout and drop path is in eval mode."""
+        return self._modes.holds() and not (self._needs_eval and module.training)
+
+    def may_train(self, module: nn.Module) -> bool:
+        """Whether the training path stands for the module: no hooks, nothing that drops values, no synchronisation."""
+        if any(self._hooks):
+            return False
+        if self._needs_eval and module.training and not inactive(module):
+            return False
+        return all(
+            not part.training or (inactive(part) if drops else not isinstance(part, nn.SyncBatchNorm))
+            for drops, part in self._moded
         )
 
     def may_run(self, module: nn.Module) -> bool:

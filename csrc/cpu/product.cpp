@@ -1,0 +1,159 @@
+#include "product.h"
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "pack.h"
+
+namespace mobilenet_ext {
+namespace {
+
+// b as panels [k][width]; says where each lies.
+std::vector<Panel> pack_panels(const IsaTable& isa, const Product& p, Buffer& packed, const Threads& threads) {
+  std::vector<Panel> panels = choose_panels(isa, p.n, false);
+  size_t floats = 0;
+  for (Panel& panel : panels) {
+    panel.weights = floats;
+    floats += (static_cast<size_t>(p.k) * panel.kind->width + 15) / 16 * 16;
+  }
+  packed = Buffer(std::max<size_t>(1, floats));
+  const int tasks = static_cast<int>(panels.size());
+  for_each_task(tasks, workers_for(4 * floats, tasks, threads), 0, threads, [&](int i, float*) {
+    const Panel& panel = panels[i];
+    const int width = panel.kind->width;
+    float* to = packed.data() + panel.weights;
+    if (panel.valid < width) std::fill_n(to, static_cast<ptrdiff_t>(p.k) * width, 0.0f);
+    if (!p.transposed) {
+      for (int k = 0; k < p.k; ++k) {
+        std::copy_n(p.b + static_cast<ptrdiff_t>(k) * p.n + panel.first, panel.valid,
+                    to + static_cast<ptrdiff_t>(k) * width);
+      }
+      return;
+    }
+    constexpr int kTile = 64;  // rows of a panel that stay in the first cache while all columns are filled
+    for (int from = 0; from < p.k; from += kTile) {
+      const int count = std::min(kTile, p.k - from);
+      for (int n = 0; n < panel.valid; ++n) {
+        const float* in = p.b + static_cast<ptrdiff_t>(panel.first + n) * p.k + from;
+        for (int k = 0; k < count; ++k) to[static_cast<ptrdiff_t>(from + k) * width + n] = in[k];
+      }
+    }
+  });
+  return panels;
+}
+
+}  // namespace
+
+void run_product(const IsaTable& isa, const TrainTable& train, const Product& p, const Threads& threads) {
+  if (p.pixels == 0 || p.n == 0) return;
+  Buffer packed;
+  const std::vector<Panel> panels = pack_panels(isa, p, packed, threads);
+  int widest = 0;
+  for (const Panel& panel : panels) widest = std::max(widest, panel.kind->width);
+  const std::vector<float> bias(widest, 0.0f);
+  // A block of a's rows stays in the caches while all panels pass over it.
+  const int rows = std::clamp(24 * 1024 / std::max(1, p.k) / 24 * 24, 24, 192);
+  const int tasks = static_cast<int>((p.pixels + rows - 1) / rows);
+  const size_t scratch_floats = p.scale ? static_cast<size_t>(rows) * p.k : 0;
+  const int workers = workers_for(p.pixels * std::max(p.k, p.n), tasks, threads);
+  const ptrdiff_t segment = 0;
+  for_each_task(tasks, workers, scratch_floats, threads, [&](int i, float* scratch) {
+    const int64_t first = static_cast<int64_t>(i) * rows;
+    GemmArgs g{};
+    g.a = p.a + first * p.k;
+    g.m = static_cast<int>(std::min<int64_t>(rows, p.pixels - first));
+    if (p.scale) {
+      PassArgs pass{};
+      pass.x = g.a;
+      pass.y = scratch;
+      pass.pitch = p.k;
+      pass.pixels = g.m;
+      pass.channels = p.k;
+      pass.scale = p.scale;
+      pass.shift = p.shift;
+      pass.lo = p.lo;
+      pass.hi = p.hi;
+      train.apply(pass);
+      g.a = scratch;
+    }
+    g.a_pixel = p.k;
+    g.segments = &segment;
+    g.segment_count = 1;
+    g.segment_length = p.k;
+    g.bias = bias.data();
+    g.c_pixel = p.n;
+    g.lo = -HUGE_VALF;
+    g.hi = HUGE_VALF;
+    for (const Panel& panel : panels) {
+      g.b = packed.data() + panel.weights;
+      g.c = p.out + first * p.n + panel.first;
+      g.c_vector = panel.kind->vector;
+      g.n_valid = panel.valid;
+      panel.kind->gemm(g);
+    }
+  });
+}
+
+void run_weight_product(const IsaTable& isa, const WeightProduct& p, const Threads& threads) {
+  constexpr int kPixels = 128, kColumns = 24;
+  const int n = p.narrow_columns;
+  if (p.pixels == 0 && !p.accumulate) std::fill_n(p.out, static_cast<ptrdiff_t>(p.wide_columns) * n, 0.0f);
+  if (p.pixels == 0 || n == 0) return;
+  std::vector<Panel> panels = choose_panels(isa, n, false);
+  size_t pixel_floats = 0;
+  for (Panel& panel : panels) {
+    panel.weights = pixel_floats * kPixels;
+    pixel_floats += panel.kind->width;
+  }
+  // The narrow side as panels [block of pixels][panel][pixel][width].
+  const int blocks = static_cast<int>((p.pixels + kPixels - 1) / kPixels);
+  Scratch packed(static_cast<size_t>(blocks) * pixel_floats * kPixels);
+  auto pixels_of = [&](int block) {
+    return static_cast<int>(std::min<int64_t>(kPixels, p.pixels - static_cast<int64_t>(block) * kPixels));
+  };
+  for_each_task(blocks, workers_for(p.pixels * n, blocks, threads), 0, threads, [&](int block, float*) {
+    for (const Panel& panel : panels) {
+      const int width = panel.kind->width;
+      float* to = packed.data() + block * pixel_floats * kPixels + panel.weights;
+      const float* from = p.narrow + static_cast<ptrdiff_t>(block) * kPixels * n + panel.first;
+      const float* center = p.center ? p.center + panel.first : nullptr;
+      for (int i = 0; i < pixels_of(block); ++i, to += width, from += n) {
+        for (int j = 0; j < panel.valid; ++j) to[j] = center ? from[j] - center[j] : from[j];
+        for (int j = panel.valid; j < width; ++j) to[j] = 0.0f;
+      }
+    }
+  });
+  ptrdiff_t rows[kPixels];
+  for (int i = 0; i < kPixels; ++i) rows[i] = static_cast<ptrdiff_t>(i) * p.wide_columns;
+  int widest = 0;
+  for (const Panel& panel : panels) widest = std::max(widest, panel.kind->width);
+  const std::vector<float> bias(widest, 0.0f);
+  const int tasks = (p.wide_columns + kColumns - 1) / kColumns;
+  for_each_task(tasks, workers_for(p.pixels * p.wide_columns, tasks, threads), 0, threads, [&](int i, float*) {
+    const int first = i * kColumns;
+    GemmArgs g{};
+    g.a_pixel = 1;
+    g.segments = rows;
+    g.segment_length = 1;
+    g.bias = bias.data();
+    g.c_pixel = g.residual_pixel = n;
+    g.m = std::min(kColumns, p.wide_columns - first);
+    g.lo = -HUGE_VALF;
+    g.hi = HUGE_VALF;
+    for (int block = 0; block < blocks; ++block) {
+      g.a = p.wide + static_cast<ptrdiff_t>(block) * kPixels * p.wide_columns + first;
+      g.segment_count = pixels_of(block);
+      for (const Panel& panel : panels) {
+        g.b = packed.data() + block * pixel_floats * kPixels + panel.weights;
+        g.c = p.out + static_cast<ptrdiff_t>(first) * n + panel.first;
+        g.residual = block || p.accumulate ? g.c : nullptr;
+        g.c_vector = panel.kind->vector;
+        g.n_valid = panel.valid;
+        panel.kind->gemm(g);
+      }
+    }
+  });
+}
+
+}  // namespace mobilenet_ext

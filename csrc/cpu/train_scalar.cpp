@@ -1,0 +1,16 @@
+// Scalar kernels of training: the same loops with one lane, for tests and for reading.
+#include "isa_macros.h"
+#include "simd_scalar.h"
+#include "train_table.h"
+
+using namespace mobilenet_ext;
+namespace {
+constexpr int kWeightGradientTaps = 9;
+}
+#include "passes.inl"
+#include "weight_gradient.inl"
+
+extern const TrainTable mobilenet_ext_train_scalar;
+const TrainTable mobilenet_ext_train_scalar = {"scalar",      Full::W,          &pass_apply,
+                                               &pass_moments, &pass_reduce,     &pass_gradient,
+                                               &gather,       &gather_gradient, &weight_gradient_row};
