@@ -2,7 +2,9 @@
 
 The forward saves only its input and the sources.  The backward runs the chain again stage by stage and applies the
 explicit adjoints, so that it traces into compiled graphs like any PyTorch code.  BatchNorm uses its running statistics
-(eval mode): y = (conv(x) - mean) * rstd * weight + bias.
+(eval mode): y = (conv(x) - mean) * rstd * weight + bias.  On a GPU the adjoints of depthwise convolutions, and of
+BatchNorm with its activation, are operators that choose among the kernels that are right and fast there
+(``backends/gpu/gradient_ops.py``).
 """
 
 from __future__ import annotations
@@ -16,16 +18,20 @@ from torch import Tensor
 
 from .backends.aten import activate, paddings, split
 from .freshness import bump_epoch
-from .spec import SQUEEZE_ROLES, BlockSpec, ChainItem, ConvSpec, LinearSpec, PoolSpec, decode
+from .spec import CLAMPS, SQUEEZE_ROLES, BlockSpec, ChainItem, ConvSpec, LinearSpec, PoolSpec, decode
 
 
 @dataclass
 class _Stage:
-    """What the adjoint of one stage needs: padded input, the convolution's result, the value before activation."""
+    """What the adjoint of one stage needs: input, the convolution's result, the value before activation.
+
+    ``pads`` is what the input was padded with, and ``padding`` what the convolution pads, alike on both sides.
+    """
 
     spec: ConvSpec
     tensors: dict[str, Tensor]
     pads: tuple[int, int, int, int]
+    padding: tuple[int, int]
     x: Tensor
     conv: Tensor
     before: Tensor
@@ -34,16 +40,20 @@ class _Stage:
 def _forward_stage(spec: ConvSpec, tensors: dict[str, Tensor], x: Tensor) -> tuple[_Stage, Tensor]:
     pads = paddings(spec, x.shape[2], x.shape[3])
     top, bottom, left, right = pads
-    padded = F.pad(x, (left, right, top, bottom)) if any(pads) else x
+    padding = (top, left) if top == bottom and left == right else (0, 0)
+    if padding != (top, left) or padding != (bottom, right):
+        x = F.pad(x, (left, right, top, bottom))
+    else:
+        pads = (0, 0, 0, 0)
     groups = spec.in_channels if spec.depthwise else 1
-    conv = F.conv2d(padded, tensors["weight"], tensors.get("conv_bias"), spec.stride, 0, spec.dilation, groups)
+    conv = F.conv2d(x, tensors["weight"], tensors.get("conv_bias"), spec.stride, padding, spec.dilation, groups)
     before = conv
     if spec.has_bn:
         before = F.batch_norm(
             conv, tensors["running_mean"], tensors["running_var"], tensors.get("bn_weight"), tensors.get("bn_bias"),
             False, 0.0, spec.eps,
         )  # fmt: skip
-    return _Stage(spec, tensors, pads, padded, conv, before), activate(spec, before)
+    return _Stage(spec, tensors, pads, padding, x, conv, before), activate(spec, before)
 
 
 def _backward_activation(spec: ConvSpec, grad: Tensor, before: Tensor) -> Tensor:
@@ -65,9 +75,23 @@ def _backward_activation(spec: ConvSpec, grad: Tensor, before: Tensor) -> Tensor
     return backwards[spec.activation](grad, before) if spec.activation in backwards else grad
 
 
-def _backward_stage(stage: _Stage, grad: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+def _has_kernels(grad: Tensor) -> bool:
+    """Whether the gradients may go to the kernels of a GPU, which have first derivatives only."""
+    return grad.is_cuda and not torch.is_grad_enabled()
+
+
+def _backward_norm(stage: _Stage, grad: Tensor, grads: dict[str, Tensor]) -> Tensor:
+    """Through activation and BatchNorm to the convolution's result; puts the vectors' gradients into ``grads``."""
     spec, t = stage.spec, stage.tensors
-    grads: dict[str, Tensor] = {}
+    if spec.has_bn and spec.activation in CLAMPS and _has_kernels(grad):
+        mean, rstd = t["running_mean"], torch.rsqrt(t["running_var"] + spec.eps)
+        weight = t["bn_weight"] if "bn_weight" in t else torch.ones_like(mean)
+        bias = t["bn_bias"] if "bn_bias" in t else torch.zeros_like(mean)
+        grad, dweight, dbias = torch.ops.mobilenet_ext_gpu.norm_backward(
+            grad, stage.conv, stage.before, [mean, rstd, weight, bias], CLAMPS.index(spec.activation)
+        )
+        grads.update({name: d for name, d in (("bn_weight", dweight), ("bn_bias", dbias)) if name in t})
+        return grad
     grad = _backward_activation(spec, grad, stage.before)
     if spec.has_bn:
         rstd = torch.rsqrt(t["running_var"] + spec.eps)
@@ -78,12 +102,24 @@ def _backward_stage(stage: _Stage, grad: Tensor) -> tuple[Tensor, dict[str, Tens
             grads["bn_weight"] = (grad * normalised).sum((0, 2, 3))
         scale = rstd * t["bn_weight"] if "bn_weight" in t else rstd
         grad = grad * scale.view(1, -1, 1, 1)
+    return grad
+
+
+def _backward_stage(stage: _Stage, grad: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    spec, t = stage.spec, stage.tensors
+    grads: dict[str, Tensor] = {}
+    grad = _backward_norm(stage, grad, grads)
     if "conv_bias" in t:
         grads["conv_bias"] = grad.sum((0, 2, 3))
-    groups = spec.in_channels if spec.depthwise else 1
-    dx, dw, _ = torch.ops.aten.convolution_backward(
-        grad, stage.x, t["weight"], None, spec.stride, (0, 0), spec.dilation, False, (0, 0), groups, (True, True, False)
-    )
+    if spec.depthwise and _has_kernels(grad):
+        geometry = [*spec.stride, *stage.padding, *spec.dilation]
+        dx, dw = torch.ops.mobilenet_ext_gpu.depthwise_backward(grad, stage.x, t["weight"], geometry)
+    else:
+        groups = spec.in_channels if spec.depthwise else 1
+        dx, dw, _ = torch.ops.aten.convolution_backward(
+            grad, stage.x, t["weight"], None, spec.stride, stage.padding, spec.dilation, False, (0, 0), groups,
+            (True, True, False),
+        )  # fmt: skip
     grads["weight"] = dw
     top, bottom, left, right = stage.pads
     if any(stage.pads):

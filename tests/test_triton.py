@@ -18,7 +18,7 @@ def test_every_kernel_is_right_under_the_interpreter():
     """In a process of its own: the interpreter has to be chosen before Triton is imported."""
     folder = Path(__file__).parent
     files = sorted(map(str, folder.glob("triton_interpreter*.py")))
-    assert len(files) == 3
+    assert len(files) == 4
     options = ["-q", "-p", "no:cacheprovider", "--rootdir", str(folder)]
     command = [sys.executable, "-m", "pytest", *files, *options]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTEST_ADDOPTS": ""}
@@ -51,6 +51,16 @@ def test_the_register_budget_can_fail():
     large = dataclasses.replace(case, constants={**case.constants, "BM": 512, "BC": 128})
     usage = aot.compile_case(large, "fp16", "sm_90")
     assert usage.spills > 0 or aot.occupancy(usage, "sm_90") < case.occupancy
+
+
+def test_every_kernel_states_its_occupancy():
+    from mobilenet_ext.backends.triton import aot, depthwise, depthwise_backward, pointwise
+
+    assert {case.occupancy for case in aot.cases("fp32")} >= {0.125, 0.25, 0.375, 0.5, 1.0}
+    assert aot.stated_occupancy(depthwise.depthwise_kernel, 5) == 0.375
+    assert aot.stated_occupancy(pointwise.pointwise_kernel, None) == 0.125
+    with pytest.raises(ValueError, match="backward_data_kernel states no occupancy for 7x7 taps"):
+        aot.stated_occupancy(depthwise_backward.backward_data_kernel, 7)
 
 
 @pytest.mark.parametrize("name", ["depthwise", "pointwise", "depthwise_backward_weight"])

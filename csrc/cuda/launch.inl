@@ -67,6 +67,11 @@ int backward_weight(const DepthwiseBackwardWeight& p, void* stream) {
   const int chunks = weight_chunks(d, sizeof(T) == 4 ? Dtype::kFloat : Dtype::kHalf);
   const int64_t blocks = static_cast<int64_t>(chunks) * ceil_div(d.c, t.x * V);
   const size_t shared = sizeof(float) * t.x * V * t.y;
+  if (chunks == 1) {  // the only partial sums are the sums
+    DepthwiseBackwardWeight whole = p;
+    whole.partial = p.dw;
+    return MNX_LAUNCH((depthwise_backward_weight_kernel<T, V, K, S>), blocks, 1, t, shared, stream, whole, chunks);
+  }
   const int error = MNX_LAUNCH((depthwise_backward_weight_kernel<T, V, K, S>), blocks, 1, t, shared, stream, p, chunks);
   if (error) return error;
   const int elements = K * K * d.c;
@@ -138,12 +143,13 @@ int block_by_shape(const Block& p, const BlockPlan& plan, void* stream) {
 
 }  // namespace
 
-// Enough chunks to fill a large GPU, each of at least eight strips per thread: of the shape alone, never of the device.
+// Enough chunks to fill a large GPU, each of at least sixteen strips per thread, so that few rows
+// are read by two: of the shape alone, never of the device.
 int weight_chunks(const Depthwise& d, Dtype dtype) {
   const int64_t strips = d.n * d.oh * ceil_div(d.ow, kColumns);
   const int span = 16 * (dtype == Dtype::kFloat ? 4 : 8);
   const int64_t most = std::max<int64_t>(1, 1024 / std::max(1, d.c / span));
-  return static_cast<int>(std::clamp<int64_t>(strips / 64, 1, most));
+  return static_cast<int>(std::clamp<int64_t>(strips / 128, 1, most));
 }
 
 int64_t weight_partials(const Depthwise& d, Dtype dtype) {

@@ -257,6 +257,11 @@ void test_all() {
           test_forward<T>(c);
           test_backward<T>(c);
         }
+  for (int stride : {1, 2}) {  // large enough that the weight gradient is summed in two stages
+    const Case c{4, 66, 21, 21, 3, stride, 1, 1};
+    CHECK(weight_chunks(shape_of(c), kDtype<T>) > 1);
+    test_backward<T>(c);
+  }
   constexpr size_t kShared = 164 * 1024;
   emulation::set_order(emulation::Order::kForwards);
   test_block<T>(1, 9, 11, 8, 40, 8, 1, true, 1, kShared);

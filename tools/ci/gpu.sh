@@ -15,14 +15,15 @@ stage_gpu() {
       csrc/cuda/kernels.cu >"$WORK/kernels_sm_$arch.log" 2>&1 &
     pids+=($!)
   done
-  (cd "$WORK" && "$VENV/bin/python" -m mobilenet_ext.backends.triton.aot) || failed=1
+  (cd "$WORK" && "$VENV/bin/python" -m mobilenet_ext.backends.triton.aot --json "$WORK/triton.jsonl") || failed=1
   for pid in "${pids[@]}"; do
     wait "$pid" || failed=1
   done
   python3 csrc/tests/cuda_resources.py "$WORK"/kernels_sm_{80,90,100}.log --minimum "$CUDA_KERNELS" || failed=1
   [[ -x $WORK/core-g++/csrc/tests/cuda_traffic ]] || core_build "$WORK/core-g++" -DCMAKE_CXX_COMPILER=g++
   "$WORK/core-g++/csrc/tests/cuda_traffic" >"$WORK/traffic.jsonl" || failed=1
-  python3 tools/ci/gpu_table.py "$WORK/traffic.jsonl" "$WORK"/kernels_sm_{80,90,100}.log --check docs/gpu.md || failed=1
+  python3 tools/ci/gpu_table.py "$WORK/traffic.jsonl" "$WORK"/kernels_sm_{80,90,100}.log \
+    --triton "$WORK/triton.jsonl" --check docs/gpu.md || failed=1
   [[ $failed == 0 ]] || fail "see above"
 }
 

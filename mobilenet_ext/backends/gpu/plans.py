@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from torch import Tensor
 
@@ -19,7 +20,7 @@ from mobilenet_ext.spec import BlockSpec, ConvSpec, LinearSpec, PoolSpec
 
 RECOMPUTE_PIXELS = 1 << 16  # above this the whole block by recompute is not even tried
 BASELINE = "aten"
-Run = Callable[[PackedItem, Tensor], Tensor]
+Run = Callable[..., Any]  # of a packed item and its image to its result, or of a gradient's job to its results
 
 
 @dataclass(frozen=True)

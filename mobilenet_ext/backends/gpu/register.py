@@ -1,6 +1,6 @@
 """The chain operators for the CUDA dispatch key, which serves NVIDIA and AMD GPUs alike.
 
-Registration costs nothing and needs neither a GPU nor Triton; everything else is imported at the first call.
+Registration costs nothing and needs neither a GPU nor Triton; the kernels are imported at the first call.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+import mobilenet_ext.backends.gpu.gradient_ops  # noqa: F401  registers the operators of the gradients
 
 if TYPE_CHECKING:
     from mobilenet_ext.backends.gpu.packing import PackedItem

@@ -16,14 +16,19 @@ from __future__ import annotations
 import os
 import threading
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from mobilenet_ext.backends.gpu import gradients
 from mobilenet_ext.backends.gpu.choices import Choices, shape_key
+from mobilenet_ext.backends.gpu.gradients import Job, Results
 from mobilenet_ext.backends.gpu.packing import PackedItem
 from mobilenet_ext.backends.gpu.plans import BASELINE, Candidate, candidates, run_aten
-from mobilenet_ext.backends.gpu.trial import Verdict, seconds_per_call, try_out
+from mobilenet_ext.backends.gpu.trial import Verdict, seconds_per_call, try_out, try_out_gradient
 from mobilenet_ext.spec import BlockSpec, ChainItem
 
 MODES = ("check", "trust", "off")
@@ -58,8 +63,21 @@ def usable_backends(x: Tensor) -> tuple[str, ...]:
     return tuple(usable)
 
 
+@dataclass(frozen=True)
+class _Task:
+    """What can be done by PyTorch or by a candidate, both called with ``arguments``; ``key`` is its class."""
+
+    key: str
+    image: Tensor
+    arguments: tuple[Any, ...]
+    baseline: Callable[..., Any]
+    candidates: Callable[[], list[Candidate]]
+    trial: Callable[[list[Candidate]], Verdict]
+    label: str = ""  # before the candidate's name in the counters
+
+
 class Runtime:
-    """Verdicts and counters of one process; ``timer`` and ``list_candidates`` are replaced by tests."""
+    """Verdicts and counters of one process; ``timer`` and what lists candidates are replaced by tests."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -69,6 +87,7 @@ class Runtime:
         self.last: dict[str, Verdict] = {}
         self.timer = seconds_per_call
         self.list_candidates = candidates
+        self.list_gradients = gradients.candidates
         self.backends = usable_backends
         self.capturing = is_capturing
 
@@ -83,58 +102,81 @@ class Runtime:
 
         ``shortcut`` is the input of the item before, for a block with ``residual_back``, which PyTorch runs.
         """
-        trust = mode()
         item = packed.item
-        if trust == "off" or not isinstance(item, BlockSpec) or item.residual_back or x.numel() == 0:
+        if mode() == "off" or not isinstance(item, BlockSpec) or item.residual_back or x.numel() == 0:
             return self._count(BASELINE, run_aten(packed, x, shortcut))
         planar = x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last)
         key = shape_key(packed.item, x, planar)
+        return self._run(
+            _Task(
+                key, x, (packed, x), run_aten, lambda: self.list_candidates(packed, x, self.backends(x)),
+                lambda found: try_out(packed, x, found, self.timer),
+            )
+        )  # fmt: skip
+
+    def run_gradient(self, job: Job) -> Results:
+        """One gradient of a block, by the same rules; counted as its kind and the candidate."""
+        image = job.image
+        if mode() == "off" or image.numel() == 0 or job.g.numel() == 0:
+            return self._count(f"{job.kind} {BASELINE}", job.baseline())
+        return self._run(
+            _Task(
+                gradients.key(job), image, (job,), type(job).baseline,
+                lambda: self.list_gradients(job, self.backends(image)),
+                lambda found: try_out_gradient(job, found, self.timer), f"{job.kind} ",
+            )
+        )  # fmt: skip
+
+    def _run(self, task: _Task) -> Any:
+        """``task`` as its verdict says, which is made first where there is none."""
+        key, x = task.key, task.image
         if self.capturing(x):
-            return self._captured(key, packed, x)
-        found = self.list_candidates(packed, x, self.backends(x))
-        if trust == "trust":
-            return self._trusted(key, found, packed, x)
+            return self._captured(task)
+        found = task.candidates()
+        if mode() == "trust":
+            return self._trusted(task, found)
         verdict = self.choices_of(x.device).get(key)
         if verdict is None or (verdict.choice != BASELINE and _named(found, verdict.choice) is None):
             with self.lock:
-                verdict = try_out(packed, x, found, self.timer)
+                verdict = task.trial(found)
                 self.choices_of(x.device).put(key, verdict)
         self.last[key] = verdict
         candidate = _named(found, verdict.choice)
         if candidate is None:
-            return self._baseline(packed, x)
+            return self._baseline(task)
         self.warm.add((x.device, key))
-        return self._count(candidate.name, candidate.run(packed, x))
+        return self._count(task.label + candidate.name, candidate.run(*task.arguments))
 
-    def _captured(self, key: str, packed: PackedItem, x: Tensor) -> Tensor:
-        verdict = self.last.get(key)
-        if verdict is None or verdict.choice == BASELINE or (x.device, key) not in self.warm:
-            return self._baseline(packed, x)
-        candidate = _named(self.list_candidates(packed, x, self.backends(x)), verdict.choice)
+    def _captured(self, task: _Task) -> Any:
+        verdict = self.last.get(task.key)
+        if verdict is None or verdict.choice == BASELINE or (task.image.device, task.key) not in self.warm:
+            return self._baseline(task)
+        candidate = _named(task.candidates(), verdict.choice)
         if candidate is None:
-            return self._baseline(packed, x)
-        return self._count(candidate.name, candidate.run(packed, x))
+            return self._baseline(task)
+        return self._count(task.label + candidate.name, candidate.run(*task.arguments))
 
-    def _trusted(self, key: str, found: list[Candidate], packed: PackedItem, x: Tensor) -> Tensor:
+    def _trusted(self, task: _Task, found: list[Candidate]) -> Any:
+        key = task.key
         failed = self.last[key].rejected if key in self.last else {}
         for candidate in found:
             if candidate.name in failed:
                 continue
             try:
-                y = candidate.run(packed, x)
+                y = candidate.run(*task.arguments)
             except Exception as error:  # cannot be compiled or launched here: the next one may
                 failed[candidate.name] = f"{type(error).__name__}: {error}"
                 continue
             self.last[key] = Verdict(candidate.name, rejected=failed)
-            self.warm.add((x.device, key))
-            return self._count(candidate.name, y)
+            self.warm.add((task.image.device, key))
+            return self._count(task.label + candidate.name, y)
         self.last[key] = Verdict(BASELINE, rejected=failed)
-        return self._baseline(packed, x)
+        return self._baseline(task)
 
-    def _baseline(self, packed: PackedItem, x: Tensor) -> Tensor:
-        return self._count(BASELINE, run_aten(packed, x))
+    def _baseline(self, task: _Task) -> Any:
+        return self._count(task.label + BASELINE, task.baseline(*task.arguments))
 
-    def _count(self, name: str, y: Tensor) -> Tensor:
+    def _count(self, name: str, y: Any) -> Any:
         self.counters[name] += 1
         return y
 
@@ -163,11 +205,11 @@ def run_packed(packed: list[PackedItem], x: Tensor, follow_input: bool) -> Tenso
     if y.dim() == 4:
         y = y.contiguous() if planar else y.contiguous(memory_format=torch.channels_last)
         if y.numel() and 1 in y.shape:
-            y = _exact_strides(y, planar)
+            y = exact_strides(y, planar)
     return y.clone() if y is x else y
 
 
-def _exact_strides(y: Tensor, planar: bool) -> Tensor:
+def exact_strides(y: Tensor, planar: bool) -> Tensor:
     """``contiguous`` keeps whatever strides dimensions of one element have; the fake kernel promises those of empty."""
     layout = torch.contiguous_format if planar else torch.channels_last
     wanted = torch.empty_like(y, device="meta", memory_format=layout).stride()

@@ -9,11 +9,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mobilenet_ext import tolerance
+from mobilenet_ext.backends.gpu.gradients import Job, Results
 from mobilenet_ext.backends.gpu.packing import PackedItem
 from mobilenet_ext.backends.gpu.plans import BASELINE, Candidate, run_aten
 
@@ -87,20 +89,62 @@ def try_out(packed: PackedItem, x: Tensor, found: Sequence[Candidate], timer: Ti
     if x.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32:
         # TF32 has the mantissa of fp16; PyTorch's own error above then shows it as well, where PyTorch uses it.
         limit = tolerance.bound((packed.item,), few, packed.sources, torch.float16)
-    verdict.seconds[BASELINE] = timer(lambda: run_aten(packed, x))
+
+    def check(y: Tensor) -> str | None:
+        result = tolerance.compare(y.index_select(0, index), reference, rms, limit, x.dtype)
+        return None if result.ok else _disagreement(result)
+
+    _judge(verdict, found, (packed, x), run_aten, check, timer)
+    return verdict
+
+
+def try_out_gradient(job: Job, found: Sequence[Candidate], timer: Timer = seconds_per_call) -> Verdict:
+    """The verdict on ``found`` for one gradient; as :func:`try_out`, but of the whole batch, over which weights sum."""
+    verdict = Verdict(BASELINE)
+    if not found:
+        return verdict
+    expected = job.expected()
+
+    def check(results: Results) -> str | None:
+        for y, wanted in zip(results, expected, strict=True):
+            result = tolerance.compare(y, wanted.reference, wanted.rms, wanted.limit, y.dtype)
+            if not result.ok:
+                return _disagreement(result)
+        return None
+
+    _judge(verdict, found, (job,), type(job).baseline, check, timer)
+    return verdict
+
+
+def _judge(
+    verdict: Verdict,
+    found: Sequence[Candidate],
+    arguments: tuple[Any, ...],
+    baseline: Callable[..., Any],
+    check: Callable[[Any], str | None],
+    timer: Timer,
+) -> None:
+    """Time the baseline and every candidate that ``check`` has nothing against; the fastest is the choice."""
+
+    def seconds(run: Callable[..., Any]) -> float:
+        def call() -> Tensor:
+            y = run(*arguments)
+            return y[0] if isinstance(y, tuple) else y
+
+        return timer(call)
+
+    verdict.seconds[BASELINE] = seconds(baseline)
     for candidate in found:
         try:
-            y = candidate.run(packed, x)
-            result = tolerance.compare(y.index_select(0, index), reference, rms, limit, x.dtype)
-            if not result.ok:
-                verdict.rejected[candidate.name] = _disagreement(result)
-                continue
-            verdict.seconds[candidate.name] = timer(lambda run=candidate.run: run(packed, x))  # type: ignore[misc]
+            reason = check(candidate.run(*arguments))
+            if reason is None:
+                verdict.seconds[candidate.name] = seconds(candidate.run)
+            else:
+                verdict.rejected[candidate.name] = reason
         except Exception as error:  # a kernel that this GPU cannot compile or launch is one that is not used
             first_line = str(error).partition("\n")[0]
             verdict.rejected[candidate.name] = f"{type(error).__name__}: {first_line}"
     verdict.choice = min(verdict.seconds, key=verdict.seconds.__getitem__)
-    return verdict
 
 
 def _disagreement(result: tolerance.Comparison) -> str:

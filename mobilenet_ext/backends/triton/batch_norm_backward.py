@@ -40,7 +40,10 @@ def reduce_kernel(
     v, dy, scale, shift, mean, rstd, partial, pixels, chunk_pixels, channels,
     ACT: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """v, dy (pixels, C) -> partial (chunks, 2, C) fp32: sum_g and sum_gv of each chunk; vectors are fp32 (C)."""
+    """v, dy (pixels, C) -> partial (chunks, 2, C) fp32: sum_g and sum_gv of each chunk; vectors are fp32 (C).
+
+    Occupancy at least 0.5.
+    """
     block = tl.program_id(0)
     c_blocks = tl.cdiv(channels, BC)
     c = block % c_blocks * BC + tl.arange(0, BC)
@@ -73,7 +76,10 @@ def apply_kernel(
     v, dy, scale, shift, mean, rstd, sums, dv, pixels, channels, count,
     ACT: tl.constexpr, BATCH: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """v, dy (pixels, C), sums (2, C) fp32 -> dv (pixels, C); BATCH: the statistics are those of the batch."""
+    """v, dy (pixels, C), sums (2, C) fp32 -> dv (pixels, C); BATCH: the statistics are those of the batch.
+
+    Occupancy at least 0.5.
+    """
     block = tl.program_id(0)
     c_blocks = tl.cdiv(channels, BC)
     c = block % c_blocks * BC + tl.arange(0, BC)

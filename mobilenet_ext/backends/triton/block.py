@@ -40,7 +40,10 @@ def depthwise_project_kernel(
     DW_ACT: tl.constexpr, PJ_ACT: tl.constexpr, RESIDUAL: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr,
     BM: tl.constexpr, BC: tl.constexpr, BO: tl.constexpr,
 ):  # fmt: skip
-    """x (N, H, W, hidden) -> y (N, H', W', outputs); weights (KH, KW, hidden) and (hidden, outputs) in x's dtype."""
+    """x (N, H, W, hidden) -> y (N, H', W', outputs); weights (KH, KW, hidden) and (hidden, outputs) in x's dtype.
+
+    Occupancy at least 0.125.
+    """
     block = tl.program_id(0)
     o_blocks = tl.cdiv(outputs, BO)
     o = block % o_blocks * BO + tl.arange(0, BO)
@@ -81,7 +84,10 @@ def inverted_residual_kernel(
     EX_ACT: tl.constexpr, DW_ACT: tl.constexpr, PJ_ACT: tl.constexpr, RESIDUAL: tl.constexpr,
     PRECISION: tl.constexpr, WIDE: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, BC: tl.constexpr, BO: tl.constexpr,
 ):  # fmt: skip
-    """x (N, H, W, inputs) -> y (N, H', W', outputs); a hidden pixel outside the image is zero, not act(bias)."""
+    """x (N, H, W, inputs) -> y (N, H', W', outputs); a hidden pixel outside the image is zero, not act(bias).
+
+    Occupancy at least 0.25.
+    """
     block = tl.program_id(0)
     o_blocks = tl.cdiv(outputs, BO)
     o = block % o_blocks * BO + tl.arange(0, BO)
