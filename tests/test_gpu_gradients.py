@@ -5,6 +5,8 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mobilenet_ext import autograd
 from mobilenet_ext.backends import cuda
@@ -16,6 +18,7 @@ from mobilenet_ext.backends.gpu.runtime import Runtime
 from mobilenet_ext.backends.gpu.trial import try_out_gradient
 from mobilenet_ext.fusion import fuse
 from mobilenet_ext.models import InvertedResidual
+from mobilenet_ext.spec import ConvSpec
 
 
 class Fakes:
@@ -111,6 +114,36 @@ def test_on_the_cpu_nothing_is_asked(monkeypatch):
     monkeypatch.setattr(runtime_module, "runtime", runtime)
     gradients_of(fuse(make_block(), training=False), torch.randn(2, 8, 7, 5))
     assert (runtime.counters, fakes.calls) == ({}, [])
+
+
+def test_cuda_tensors_go_to_the_operators():
+    """Traced with fake CUDA tensors: the two operators are asked, and PyTorch's backwards are not."""
+    if torch.version.cuda is None:
+        pytest.skip("needs a torch with CUDA")
+    names = ("weight", "bn_weight", "bn_bias", "running_mean", "running_var")
+    spec = ConvSpec(8, 8, (3, 3), padding=(1, 1, 1, 1), depthwise=True, activation="relu6", sources=names)
+
+    class Record(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            asked.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    for device, expected in (("cuda", True), ("cpu", False)):
+        asked = []
+        with FakeTensorMode(), torch.no_grad():
+            tensors = {name: torch.empty(8, device=device) for name in names[1:]}
+            tensors["weight"] = torch.empty(8, 1, 3, 3, device=device)
+            stage, y = autograd._forward_stage(spec, tensors, torch.empty(2, 8, 7, 5, device=device))
+            with Record():
+                dx, grads = autograd._backward_stage(stage, torch.empty_like(y))
+        assert [(t.shape, t.device.type) for t in (dx, grads["weight"])] == [
+            ((2, 8, 7, 5), device),
+            ((8, 1, 3, 3), device),
+        ]
+        ours = [name for name in asked if name.startswith("mobilenet_ext_gpu.")]
+        wanted = ["mobilenet_ext_gpu.norm_backward.default", "mobilenet_ext_gpu.depthwise_backward.default"]
+        assert ours == (wanted if expected else [])
+        assert ("aten.convolution_backward.default" in asked) is not expected
 
 
 def test_wrong_slower_and_failing_kernels_are_not_used(as_on_gpu):

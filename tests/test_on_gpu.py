@@ -156,3 +156,20 @@ def test_autocast_and_gradients():
     assert y.dtype == torch.float16
     y.float().sum().backward()
     assert x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_gradients_of_a_network(dtype):
+    """Frozen BatchNorm; against float64, beside PyTorch's own error."""
+    model = MobileNetV2(num_classes=10).to(dtype).cuda().eval()
+    exact = MobileNetV2(num_classes=10).cuda().double().eval()
+    exact.load_state_dict(model.state_dict())
+    x, results = torch.randn(4, 3, 64, 64, device="cuda", dtype=dtype), []
+    for network in (exact, model, fuse(model)):
+        network.zero_grad()
+        network(x.to(next(network.parameters()).dtype)).sum().backward()
+        results.append(torch.cat([p.grad.double().flatten() for p in network.parameters()]))
+    reference, theirs, ours = results
+    assert (ours - reference).norm() <= 2 * (theirs - reference).norm() + 1e-6 * reference.norm()
+    kinds = {name.partition(" ")[0] for name in runtime.runtime.counters if " " in name}
+    assert kinds == {"depthwise_input", "depthwise_weight", "batch_norm"}

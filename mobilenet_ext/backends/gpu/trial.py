@@ -17,9 +17,8 @@ from torch import Tensor
 from mobilenet_ext import tolerance
 from mobilenet_ext.backends.gpu.gradients import Job, Results
 from mobilenet_ext.backends.gpu.packing import PackedItem
-from mobilenet_ext.backends.gpu.plans import BASELINE, Candidate, run_aten
+from mobilenet_ext.backends.gpu.plans import BASELINE, Candidate, compared_images, run_aten
 
-_IMAGES = 2  # compared with float64, from either end of the batch
 _REPEATS = 5
 Timer = Callable[[Callable[[], Tensor]], float]
 
@@ -71,19 +70,12 @@ def seconds_per_call(call: Callable[[], Tensor]) -> float:
     return sorted(times)[_REPEATS // 2]
 
 
-def _sample(x: Tensor) -> Tensor:
-    """Indices of the images that are compared: the results of a kernel do not depend on the place in the batch."""
-    n = x.shape[0]
-    picked = sorted({*range(min(n, _IMAGES)), n - 1})
-    return torch.tensor(picked, device=x.device)
-
-
 def try_out(packed: PackedItem, x: Tensor, found: Sequence[Candidate], timer: Timer = seconds_per_call) -> Verdict:
     """The verdict on ``found`` for ``x`` (N, C, H, W) , N at least 1; never to be called under graph capture."""
     verdict = Verdict(BASELINE)
     if not found:
         return verdict
-    index = _sample(x)
+    index = compared_images(x)
     few = x.index_select(0, index)
     reference, rms, limit = tolerance.expectation((packed.item,), few, packed.sources, x.dtype)
     if x.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32:
@@ -99,7 +91,7 @@ def try_out(packed: PackedItem, x: Tensor, found: Sequence[Candidate], timer: Ti
 
 
 def try_out_gradient(job: Job, found: Sequence[Candidate], timer: Timer = seconds_per_call) -> Verdict:
-    """The verdict on ``found`` for one gradient; as :func:`try_out`, but of the whole batch, over which weights sum."""
+    """The verdict on ``found`` for one gradient; as :func:`try_out`, sums over the batch as a whole."""
     verdict = Verdict(BASELINE)
     if not found:
         return verdict
@@ -107,6 +99,7 @@ def try_out_gradient(job: Job, found: Sequence[Candidate], timer: Timer = second
 
     def check(results: Results) -> str | None:
         for y, wanted in zip(results, expected, strict=True):
+            y = y if wanted.images is None else y[wanted.images]
             result = tolerance.compare(y, wanted.reference, wanted.rms, wanted.limit, y.dtype)
             if not result.ok:
                 return _disagreement(result)
