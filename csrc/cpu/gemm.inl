@@ -2,9 +2,15 @@
 namespace {
 
 constexpr int kMaxTileRows = 14;
-// Terms of one chain of sums; longer ones are sums of chains. A constant, since it decides bits: a multiple of every
-// vector width and of every STEPS.
-constexpr int kChain = 480;
+// Terms of the longest chain of sums.
+constexpr int kLongestChain = 512;
+
+// Longer sums are sums of chains as even as possible, in multiples of 16: a whole number of vectors on every
+// instruction set, and the same for k padded to any of them. It decides bits.
+constexpr int chain_terms(int k) {
+  const int chains = (k + kLongestChain - 1) / kLongestChain;
+  return chains <= 1 ? k : (k + 16 * chains - 1) / (16 * chains) * 16;
+}
 
 // One k step. Rows are addressed from a base every third row plus {0, 1, 2} strides, which x86 addressing encodes for
 // free; a multiply per row would need one register each.
@@ -33,17 +39,12 @@ ALWAYS_INLINE void gemm_steps(typename V::T (&acc)[MR][NV], const float* const (
 // What becomes of a tile's accumulators: bias, activation, then pooled sums, or residual and store.
 template <class V, int NV, int MR>
 ALWAYS_INLINE void gemm_store(const GemmArgs& g, typename V::T (&acc)[MR][NV], float* c, const int32_t* offsets,
-                              const float* residual, const float* earlier) {
+                              const float* residual) {
   using T = typename V::T;
   constexpr int kWidth = NV * V::W;
   const T lo = V::broadcast(&g.lo), hi = V::broadcast(&g.hi);
   T bias[NV];
   UNROLL for (int v = 0; v < NV; ++v) bias[v] = V::load(g.bias + v * V::W);
-  if (earlier) {
-    UNROLL for (int m = 0; m < MR; ++m) {
-      UNROLL for (int v = 0; v < NV; ++v) acc[m][v] = V::add(V::load(earlier + m * kWidth + v * V::W), acc[m][v]);
-    }
-  }
   if (!residual && !g.pool && g.n_valid == kWidth) {
     // The usual end, one element after the other: its results leave while the next tile's sums begin.
     UNROLL for (int m = 0; m < MR; ++m) {
@@ -92,7 +93,7 @@ ALWAYS_INLINE void gemm_store(const GemmArgs& g, typename V::T (&acc)[MR][NV], f
 // divides every segment length.
 template <class V, int NV, int MR, int STEPS>
 NOINLINE void gemm_tile(const GemmArgs& g, int count, const float* a, float* c, const int32_t* offsets,
-                        const float* residual, const float* earlier) {
+                        const float* residual) {
   using T = typename V::T;
   constexpr int kWidth = NV * V::W;
   const ptrdiff_t stride = g.a_pixel;
@@ -112,7 +113,7 @@ NOINLINE void gemm_tile(const GemmArgs& g, int count, const float* a, float* c, 
         b += STEPS * kWidth;
       }
     }
-    gemm_store<V, NV, MR>(g, acc, c, offsets, residual, earlier);
+    gemm_store<V, NV, MR>(g, acc, c, offsets, residual);
     a += MR * stride;
     if (g.c_offsets) {
       offsets += MR;
@@ -120,11 +121,10 @@ NOINLINE void gemm_tile(const GemmArgs& g, int count, const float* a, float* c, 
       c += MR * g.c_pixel;
     }
     if (residual) residual += MR * g.residual_pixel;
-    if (earlier) earlier += MR * kWidth;
   }
 }
 
-using TileFunction = void (*)(const GemmArgs&, int, const float*, float*, const int32_t*, const float*, const float*);
+using TileFunction = void (*)(const GemmArgs&, int, const float*, float*, const int32_t*, const float*);
 
 template <class V, int NV, int MR, int STEPS>
 constexpr void fill_tiles(TileFunction* f) {
@@ -158,51 +158,48 @@ void gemm_tiles(const GemmArgs& g) {
   int m = 0;
   auto run = [&](int tiles_of, int mr) {
     tiles[mr](g, tiles_of, g.a + m * g.a_pixel, g.c_offsets ? g.c : g.c + m * g.c_pixel,
-              g.c_offsets ? g.c_offsets + m : linear, g.residual ? g.residual + m * g.residual_pixel : nullptr,
-              g.earlier ? g.earlier + m * NV * V::W : nullptr);
+              g.c_offsets ? g.c_offsets + m : linear, g.residual ? g.residual + m * g.residual_pixel : nullptr);
     m += tiles_of * mr;
   };
   if (longer) run(longer, rows + 1);
   run(count - longer, rows);
 }
 
-// The pixels of a panel in groups of a few tiles, as even as possible: what is done to a group finds it in the first
-// cache.
-template <int MAX, class Run>
+// The pixels of a panel in groups of at most TILES tiles, as even as possible: what is done to a group finds it in the
+// first cache. No group costs a tile more than the whole would.
+template <int MAX, int TILES, class Run>
 ALWAYS_INLINE void gemm_groups(const GemmArgs& g, Run run) {
-  constexpr int kPixels = 4 * MAX;
-  const int groups = (g.m + kPixels - 1) / kPixels;
-  int m = 0;
-  for (int i = 0; i < groups; ++i) {
+  const ptrdiff_t tiles = (g.m + MAX - 1) / MAX, groups = (tiles + TILES - 1) / TILES;
+  for (ptrdiff_t i = 0; i < groups; ++i) {
+    const ptrdiff_t m = g.m * (tiles * i / groups) / tiles;
     GemmArgs part = g;
-    part.m = g.m / groups + (i < g.m % groups);
+    part.m = static_cast<int>(g.m * (tiles * (i + 1) / groups) / tiles - m);
     part.a = g.a + m * g.a_pixel;
     part.c = g.c_offsets ? g.c : g.c + m * g.c_pixel;
     part.c_offsets = g.c_offsets ? g.c_offsets + m : nullptr;
     part.residual = g.residual ? g.residual + m * g.residual_pixel : nullptr;
     run(part);
-    m += part.m;
   }
 }
 
-// The next chain of a sum: whole segments if several fit, else a piece of one. Where it ends depends on the segments'
-// length alone, which is the layer's, or the vector's, and then divides kChain.
+// The next chain of a sum: whole segments if several fit, else a piece of one. Where it ends depends on the layer
+// alone: blocks of a vector always fit whole.
 struct ChainCut {
   int segment = 0, offset = 0;  // where the next chain begins
 
   bool take(const GemmArgs& g, GemmArgs& part) {
-    const int left = g.segment_count - segment;
+    const int terms = chain_terms(g.segment_count * g.segment_length), left = g.segment_count - segment;
     part.segments = g.segments + segment;
     part.a += offset;
     part.segment_length = g.segment_length;
-    if (g.segment_length > kChain) {
-      const int rest = g.segment_length - offset;
+    if (g.segment_length > terms) {
+      const int rest = g.segment_length - offset, most = chain_terms(g.segment_length);
       part.segment_count = 1;
-      part.segment_length = rest < kChain ? rest : kChain;
+      part.segment_length = rest < most ? rest : most;
       offset += part.segment_length;
       if (offset == g.segment_length) offset = 0, ++segment;
     } else {
-      const int fit = kChain / g.segment_length;
+      const int fit = terms / g.segment_length;
       part.segment_count = left < fit ? left : fit;
       segment += part.segment_count;
     }
@@ -210,45 +207,73 @@ struct ChainCut {
   }
 };
 
-// More terms than one chain takes: an error bound that grows with the length of a chain stays that of kChain.
+// What becomes of the sums [m][width] of several chains: as gemm_store.
+template <class V, int NV>
+void store_sums(const GemmArgs& g, const float* sums) {
+  using T = typename V::T;
+  const T lo = V::broadcast(&g.lo), hi = V::broadcast(&g.hi);
+  for (int v = 0; v < NV; ++v) {
+    const int n = g.n_valid - v * V::W;
+    if (n <= 0) continue;
+    const T bias = V::load(g.bias + v * V::W);
+    for (int m = 0; m < g.m; ++m) {
+      T y = V::clamp(V::add(V::load(sums + (m * NV + v) * V::W), bias), lo, hi);
+      if (g.pool) {
+        V::store(g.pool + v * V::W, V::add(V::load(g.pool + v * V::W), y));
+        continue;
+      }
+      if (g.residual) {
+        const float* r = g.residual + m * g.residual_pixel + v * V::W;
+        y = V::add(y, n >= V::W ? V::load(r) : V::load_partial(r, n));
+      }
+      float* out = g.c + (g.c_offsets ? g.c_offsets[m] : m * g.c_pixel) + v * g.c_vector;
+      if (n >= V::W) {
+        V::store(out, y);
+      } else {
+        V::store_partial(out, y, n);
+      }
+    }
+  }
+}
+
+// More terms than one chain takes: the error, which grows with the length of a chain, stays that of a short one. The
+// tiles do not know: each chain's sums are a result without bias, the earlier ones its residual.
 template <class V, int NV, int MAX>
 NOINLINE void gemm_chains(const GemmArgs& g) {
   constexpr int kWidth = NV * V::W;
+  constexpr int kTiles = 8;
   static constexpr uint32_t kInfinity = 0x7f800000, kMinusInfinity = 0xff800000, kMinusZero = 0x80000000;
-  float sums[4 * MAX * kWidth], nothing[kWidth], lo, hi, minus_zero;
+  float sums[kTiles * MAX * kWidth], nothing[kWidth], lo, hi, minus_zero;
   __builtin_memcpy(&lo, &kMinusInfinity, sizeof lo);
   __builtin_memcpy(&hi, &kInfinity, sizeof hi);
   __builtin_memcpy(&minus_zero, &kMinusZero, sizeof minus_zero);
   for (int n = 0; n < kWidth; ++n) nothing[n] = minus_zero;  // adding it changes no bit
-  gemm_groups<MAX>(g, [&](const GemmArgs& group) {
+  gemm_groups<MAX, kTiles>(g, [&](const GemmArgs& group) {
+    GemmArgs part = group;
+    part.bias = nothing;
+    part.lo = lo;
+    part.hi = hi;
+    part.c = sums;
+    part.c_offsets = nullptr;
+    part.c_pixel = part.residual_pixel = kWidth;
+    part.c_vector = V::W;
+    part.pool = nullptr;
+    part.n_valid = kWidth;
+    part.residual = nullptr;
     ChainCut cut;
-    const float* b = g.b;
-    for (bool first = true, last = false; !last; first = false) {
-      GemmArgs part = group;
+    for (bool last = false; !last; part.residual = sums) {
+      part.a = group.a;
       last = cut.take(g, part);
-      part.b = b;
-      part.earlier = first ? nullptr : sums;
-      b += static_cast<ptrdiff_t>(part.segment_count) * part.segment_length * kWidth;
-      if (!last) {
-        part.bias = nothing;
-        part.lo = lo;
-        part.hi = hi;
-        part.c = sums;
-        part.c_offsets = nullptr;
-        part.c_pixel = kWidth;
-        part.c_vector = V::W;
-        part.residual = nullptr;
-        part.pool = nullptr;
-        part.n_valid = kWidth;
-      }
       gemm_tiles<V, NV, MAX>(part);
+      part.b += static_cast<ptrdiff_t>(part.segment_count) * part.segment_length * kWidth;
     }
+    store_sums<V, NV>(group, sums);
   });
 }
 
 template <class V, int NV, int MAX>
 ALWAYS_INLINE void gemm_clamped(const GemmArgs& g) {
-  if (g.segment_count * g.segment_length > kChain) return gemm_chains<V, NV, MAX>(g);
+  if (g.segment_count * g.segment_length > kLongestChain) return gemm_chains<V, NV, MAX>(g);
   gemm_tiles<V, NV, MAX>(g);
 }
 
@@ -256,7 +281,7 @@ ALWAYS_INLINE void gemm_clamped(const GemmArgs& g) {
 template <class V, int NV, int MAX>
 void gemm_panel(const GemmArgs& g) {
   if (!g.activation) return gemm_clamped<V, NV, MAX>(g);
-  gemm_groups<MAX>(g, [&](const GemmArgs& group) {
+  gemm_groups<MAX, 4>(g, [&](const GemmArgs& group) {
     GemmArgs part = group;
     part.activation = 0;
     part.residual = nullptr;
@@ -276,9 +301,10 @@ NOINLINE void gemv_tile(const GemvArgs& g, int panel, int n_valid_last) {
   T acc[P][NV];
   float sums[P * kWidth];
   UNROLL for (int p = 0; p < P; ++p) b[p] = g.b + (panel + p) * g.b_panel;
+  const int terms = chain_terms(g.k);
   int k = 0;
   do {
-    const int begin = k, end = g.k - k < kChain ? g.k : k + kChain;
+    const int begin = k, end = g.k - k < terms ? g.k : k + terms;
     UNROLL for (int p = 0; p < P; ++p) { UNROLL for (int v = 0; v < NV; ++v) acc[p][v] = V::zero(); }
     for (; k < end; ++k) {
       const T x = V::broadcast(g.a + k);

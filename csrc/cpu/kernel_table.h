@@ -25,10 +25,9 @@ struct GemmArgs {
   ptrdiff_t c_vector;
   const float* residual;  // null, or pixel m at residual + m * residual_pixel, columns contiguous
   ptrdiff_t residual_pixel;
-  const float* earlier;  // null, or [m][panel width]: sums of the terms before these, added to the sums of these
-  float* pool;           // null, or [panel width] sums over pixels (ascending); then c is not written
-  int m;                 // pixels
-  int n_valid;           // columns of the panel that exist in C; below the panel's width only for the last panel
+  float* pool;  // null, or [panel width] sums over pixels (ascending); then c is not written
+  int m;        // pixels
+  int n_valid;  // columns of the panel that exist in C; below the panel's width only for the last panel
   float lo, hi;
   // Nonzero: an activation that is no clamp (activation.inl), applied before residual and pool. With pool, c is then
   // scratch of [m][width].

@@ -269,10 +269,10 @@ std::vector<Case> cases() {
     add("pixels " + std::to_string(pixels), {item({stage(Role::kExpand, 9, 33, {})})}, 1, 1, pixels);
   // Sums of several chains: cut inside a segment, between segments, a rest of every unroll; residual, activation, pool.
   turn = 0;
-  for (int in : {480, 481, 483, 960, 1285}) {
+  for (int in : {512, 513, 516, 960, 1285}) {
     const Layout layout = layouts[turn % 3];
     add("long " + std::to_string(in),
-        {item({stage(Role::kExpand, in, in == 960 ? 960 : 33, {})}, in == 960, in == 481)}, 1, 3, 9, layout);
+        {item({stage(Role::kExpand, in, in == 960 ? 960 : 33, {})}, in == 960, in == 513)}, 1, 3, 9, layout);
     add("long linear " + std::to_string(in), {item({stage(Role::kExpand, in, 75, {}, Activation::kSilu)})}, 1, 1, 1,
         layout);
     add("long project " + std::to_string(in), {inverted(12, in, 12, square(3), true)}, 2, 5, 7, layout);
