@@ -122,7 +122,9 @@ def run(args: argparse.Namespace, fused: bool, seed: int) -> dict[str, object]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="as mobilenet-ext takes it (default: what is installed)")
-    parser.add_argument("--norm", choices=("frozen", "batch"), default="batch", help="BatchNorm; frozen needs trained weights")
+    parser.add_argument(
+        "--norm", choices=("frozen", "batch"), default="batch", help="BatchNorm; frozen needs trained weights"
+    )
     parser.add_argument("--plain", action="store_true", help="without fusing")
     parser.add_argument("--compare", action="store_true", help="plain and fused, one after the other")
     parser.add_argument("--size", type=int, default=64, help="side of the upscaled images in pixels")
