@@ -11,23 +11,27 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
 from torch import Tensor, nn
 
+from mobilenet_ext import gpu_verdicts
 from mobilenet_ext._library import native
+from mobilenet_ext.backends.gpu.runtime import mode
 from mobilenet_ext.dead_channels import DROPPED, Dropped
 from mobilenet_ext.fusion import unfuse
+from mobilenet_ext.gpu_verdicts import GpuVerdict
 from mobilenet_ext.matchers import Match, Refusal, match_module
 from mobilenet_ext.modules.chain import FusedChain
 from mobilenet_ext.modules.mixin import fused_chains, sharing_copy
 from mobilenet_ext.modules.runs import Runs
 from mobilenet_ext.modules.structure import STATE, plain_class
-from mobilenet_ext.spec import BlockSpec
+from mobilenet_ext.spec import BlockSpec, ChainItem
 
 PYTORCH = "PyTorch"
 KINDS = ("block", "conv", "linear", PYTORCH)
 _NOTHING_TO_DO = (nn.Identity, nn.Dropout, nn.Dropout2d)
+_GPU_OFF = "MOBILENET_EXT_GPU=off: on the GPU every fused item runs as PyTorch's operators"
 _WRAPPED_IN = ("_orig_mod", "module")  # torch.compile, DistributedDataParallel
 
 
@@ -53,12 +57,14 @@ class FusionReport:
 
     ``denormals_flushed`` counts the weights that packing set to zero because they were denormal, over all entries
     packed so far.  ``dropped`` says what ``fuse(model, drop_dead_channels=True)`` removed, by block.
+    ``gpu`` has what the checks on a GPU decided in this process, per (item, dtype, shape class).
     """
 
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
     denormals_flushed: int
     dropped: tuple[tuple[str, Dropped], ...] = ()
+    gpu: tuple[GpuVerdict, ...] = ()
 
     @property
     def counts(self) -> dict[str, int]:
@@ -73,6 +79,7 @@ class FusionReport:
             "counts": self.counts,
             "denormals_flushed": self.denormals_flushed,
             "dropped": {path: dataclasses.asdict(found) for path, found in self.dropped},
+            "gpu": [dataclasses.asdict(verdict) for verdict in self.gpu],
         }
         return json.dumps(content, indent=2)
 
@@ -82,15 +89,18 @@ class FusionReport:
         for row in self.rows:
             cells = (row.path, row.module, "yes" if row.fused else "no", row.kind, row.kernel, row.reason)
             lines.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
-        return "\n".join([*lines, "", *(f"- {line}" for line in self._caption().splitlines())]) + "\n"
+        lines += ["", *(f"- {line}" for line in self._caption().splitlines())]
+        if self.gpu:
+            lines += ["", *gpu_verdicts.markdown_table(self.gpu)]
+        return "\n".join(lines) + "\n"
 
-    def __rich__(self) -> Table:
+    def __rich__(self) -> Table | Group:
         table = Table(title="Fusion report", caption=self._caption(), caption_justify="left")
         for column in ("path", "class", "fused", "runs as", "kernel", "reason"):
             table.add_column(column, overflow="fold")
         for row in self.rows:
             table.add_row(row.path, row.module, "yes" if row.fused else "no", row.kind, row.kernel, row.reason)
-        return table
+        return Group(table, gpu_verdicts.text_table(self.gpu)) if self.gpu else table
 
     def _caption(self) -> str:
         counts = self.counts
@@ -152,12 +162,14 @@ class _Walk:
         self._rows: list[Row] = []
         self._notes: list[str] = []
         self._flushed = 0
+        self._items: list[tuple[ChainItem, str]] = []
 
     def report(self) -> FusionReport:
         self._visit("", self._model, None)
         parts = ((self._label(path), vars(module).get(DROPPED)) for path, module in self._model.named_modules())
         dropped = tuple((path, found) for path, found in parts if found is not None)
-        return FusionReport(tuple(self._rows), tuple(self._notes), self._flushed, dropped)
+        gpu = gpu_verdicts.verdicts_on(self._items)
+        return FusionReport(tuple(self._rows), tuple(self._notes), self._flushed, dropped, gpu)
 
     def _visit(self, path: str, module: nn.Module, outer: str | None) -> None:
         """``outer`` is why the smallest chain around ``module`` does not run; None when there is no such chain."""
@@ -219,11 +231,16 @@ class _Walk:
             return reason
         for slot in (chain.slot, chain.graph_slot):
             self._flushed += (native.slot_info(slot.id) or {"denormals_flushed": 0})["denormals_flushed"]
-        steps = plan_of(chain)
+        on_gpu = _is_on_gpu(module, chain)
+        steps = [] if on_gpu else plan_of(chain)
+        if on_gpu and mode() == "off" and _GPU_OFF not in self._notes:
+            self._notes.append(_GPU_OFF)
         for index, (item, parts) in enumerate(zip(chain.match.chain, item_paths(chain.match), strict=True)):
             kind, kernel = item.kind if isinstance(item, BlockSpec) else "linear", ""
             if steps:
                 kind, kernel = steps[index]["kind"], steps[index]["kernel"]
+            elif on_gpu:
+                kernel = gpu_verdicts.choices_of(item)
             if training := chain.training_kernel(module, index):
                 kernel = training
             parts = tuple(_innermost(module, part) for part in parts)
@@ -232,7 +249,13 @@ class _Walk:
             labels = " + ".join(self._label(_join(path, part)) for part in parts)
             classes = " + ".join(plain_class(module.get_submodule(part)).__name__ for part in parts)
             self._rows.append(Row(labels, classes, True, kind, kernel))
+            self._items.append((item, labels))
         return None
+
+
+def _is_on_gpu(module: nn.Module, chain: FusedChain) -> bool:
+    source = chain.match.sources[0]
+    return bool(getattr(module.get_submodule(source.path), source.name).is_cuda)
 
 
 def plan_of(chain: FusedChain) -> list[dict[str, Any]]:

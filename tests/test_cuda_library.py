@@ -15,6 +15,9 @@ built = pytest.mark.skipif(not cuda.LIBRARY.is_file(), reason="the CUDA C++ kern
 
 @built
 def test_it_loads_and_registers():
+    if torch.version.cuda is None:
+        assert cuda.installed() == "this torch is built without CUDA"
+        return
     assert cuda.installed() is None
     for name in ("depthwise", "depthwise_backward_data", "depthwise_backward_weight", "inverted_residual"):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"mobilenet_ext_cuda::{name}", "CUDA")
@@ -24,6 +27,9 @@ def test_it_loads_and_registers():
 def test_without_a_gpu_it_says_so_in_the_drivers_words():
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
+    if torch.version.cuda is None:
+        assert cuda.unsupported(BLOCK, torch.device("cuda"), torch.float16) == "this torch is built without CUDA"
+        return
     assert cuda.installed() is None
     with pytest.raises(RuntimeError, match="the CUDA runtime says: "):
         torch.ops.mobilenet_ext_cuda.probe(0)

@@ -16,18 +16,11 @@ pytest.importorskip("triton", reason="needs Triton")
 @pytest.mark.slow
 def test_every_kernel_is_right_under_the_interpreter():
     """In a process of its own: the interpreter has to be chosen before Triton is imported."""
-    tests = Path(__file__).with_name("triton_interpreter.py")
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        str(tests),
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "--rootdir",
-        str(tests.parent),
-    ]
+    folder = Path(__file__).parent
+    files = sorted(map(str, folder.glob("triton_interpreter*.py")))
+    assert len(files) == 3
+    options = ["-q", "-p", "no:cacheprovider", "--rootdir", str(folder)]
+    command = [sys.executable, "-m", "pytest", *files, *options]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTEST_ADDOPTS": ""}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-2000:]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unittest
 
+import check_instructions
 import check_spills
 import check_symbols
 
@@ -74,6 +75,19 @@ class Spills(unittest.TestCase):
     def test_a_loop_with_few_fmas_is_not_hot(self) -> None:
         listing = X86.replace("vfmadd231ps", "vaddps", 1)
         self.assertEqual(self.spills(listing, "vmovaps %zmm4,0x40(%rsp)", "x86_64"), (0, 0))
+
+
+class Instructions(unittest.TestCase):
+    ALLOWED = check_instructions.read("# comment\navx2 block 2.000\n")
+
+    def test_more_instructions_are_found(self) -> None:
+        self.assertEqual(check_instructions.failures({"avx2 block": 2.1}, self.ALLOWED), [])
+        (line,) = check_instructions.failures({"avx2 block": 2.2}, self.ALLOWED)
+        self.assertIn("2.200 instructions per vector multiply-add", line)
+
+    def test_blocks_without_a_figure_and_figures_without_a_block(self) -> None:
+        lines = check_instructions.failures({"avx2 other": 2.0}, self.ALLOWED)
+        self.assertEqual([line.split(":")[0] for line in lines], ["avx2 other", "avx2 block"])
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 ``gpu_table.py TRAFFIC [LOG...]`` prints them; TRAFFIC is the output of ``cuda_traffic``, each LOG that of
 ``nvcc -Xptxas -v`` named ``<anything>_sm_<number>.log``.  With ``--check DOCUMENT`` every line of the traffic tables
-has to stand in the document.
+has to stand in the document, and every kernel of its resource table has to hold at least the warps stated there.
 """
 
 from __future__ import annotations
@@ -87,6 +87,24 @@ def resource_table(logs: list[Path]) -> Iterator[str]:
         yield f"| `{name}` | " + " | ".join(values) + " |"
 
 
+def lost_warps(logs: list[Path], document: list[str]) -> Iterator[str]:
+    """What the compiled kernels fall short of: fewer resident warps than the document's table says, or no such row.
+
+    Registers are not compared, since a patch release of nvcc may move them by a few.
+    """
+    stated = {line.split(" | ")[0]: line for line in document if line.startswith("| `")}
+    for line in list(resource_table(logs))[2:]:
+        name = line.split(" | ")[0]
+        if name not in stated:
+            yield f"no row {name[2:]}"
+            continue
+        pairs = zip(line.split(" | ")[1:], stated[name].split(" | ")[1:], strict=True)
+        for log, (found, wanted) in zip(logs, pairs, strict=True):
+            warps, least = (int(cell.strip(" |").split(", ")[1]) for cell in (found, wanted))
+            if warps < least:
+                yield f"{log.stem}: {name[2:]} holds {warps} warps per multiprocessor; {least} are stated"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("traffic", type=Path)
@@ -100,7 +118,10 @@ def main() -> int:
         missing = [line for line in traffic if line not in document]
         for line in missing:
             print(f"{arguments.check} lacks: {line}")
-        return 1 if missing else 0
+        short = list(lost_warps(arguments.logs, document)) if arguments.logs else []
+        for line in short:
+            print(f"{arguments.check}: {line}")
+        return 1 if missing or short else 0
     print("\n".join([*traffic, "", *resource_table(arguments.logs)]))
     return 0
 

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mobilenet_ext.backends.triton import common
-from mobilenet_ext.backends.triton.common import Geometry, activate, product
+from mobilenet_ext.backends.triton.common import Geometry, activate, finish, product
 
 # (pixels, hidden channels, warps) of a program.
 PROJECT_CONFIGS = ((32, 32, 4), (64, 32, 8), (64, 16, 4), (16, 64, 4))
@@ -69,14 +69,8 @@ def depthwise_project_kernel(
         h = activate(sums * a + b, DW_ACT).to(x.dtype.element_ty)
         w = tl.load(pj_weight + c[:, None] * outputs + o[None, :], mask=c_in[:, None] & o_in[None, :], other=0.0)
         acc = product(h, w, acc, PRECISION, WIDE)
-    a = tl.load(pj_scale + o, mask=o_in, other=0.0)[None, :]
-    b = tl.load(pj_bias + o, mask=o_in, other=0.0)[None, :]
-    acc = activate(acc * a + b, PJ_ACT)
     at = p.to(tl.int64)[:, None] * outputs + o[None, :]
-    kept = p_in[:, None] & o_in[None, :]
-    if RESIDUAL:
-        acc += tl.load(residual + at, mask=kept, other=0.0).to(tl.float32)
-    tl.store(y + at, acc.to(y.dtype.element_ty), mask=kept)
+    finish(acc, pj_scale, pj_bias, o, o_in, residual, y, at, p_in[:, None] & o_in[None, :], PJ_ACT, RESIDUAL)
 
 
 @triton.jit
@@ -131,14 +125,8 @@ def inverted_residual_kernel(
         g = activate(sums * a + b, DW_ACT).to(x.dtype.element_ty)
         w = tl.load(pj_weight + c[:, None] * outputs + o[None, :], mask=c_in[:, None] & o_in[None, :], other=0.0)
         acc = product(g, w, acc, PRECISION, WIDE)
-    a = tl.load(pj_scale + o, mask=o_in, other=0.0)[None, :]
-    b = tl.load(pj_bias + o, mask=o_in, other=0.0)[None, :]
-    acc = activate(acc * a + b, PJ_ACT)
     at = p.to(tl.int64)[:, None] * outputs + o[None, :]
-    kept = p_in[:, None] & o_in[None, :]
-    if RESIDUAL:
-        acc += tl.load(x + at, mask=kept, other=0.0).to(tl.float32)
-    tl.store(y + at, acc.to(y.dtype.element_ty), mask=kept)
+    finish(acc, pj_scale, pj_bias, o, o_in, x, y, at, p_in[:, None] & o_in[None, :], PJ_ACT, RESIDUAL)
 
 
 def block_warps(warps: int, outputs: int) -> int:

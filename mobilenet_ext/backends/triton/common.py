@@ -52,6 +52,19 @@ def product(a, b, acc, PRECISION: tl.constexpr, WIDE: tl.constexpr):
     return tl.dot(a, b, acc, input_precision=PRECISION)
 
 
+@triton.jit
+def finish(
+    acc, scale, bias, channel, channel_in, shortcut, y, at, kept, ACT: tl.constexpr, RESIDUAL: tl.constexpr
+):  # fmt: skip
+    """Store ``act(acc * scale + bias)``, plus the shortcut if RESIDUAL, as (pixels, channels) at offsets ``at``."""
+    a = tl.load(scale + channel, mask=channel_in, other=0.0)[None, :]
+    b = tl.load(bias + channel, mask=channel_in, other=0.0)[None, :]
+    acc = activate(acc * a + b, ACT)
+    if RESIDUAL:
+        acc += tl.load(shortcut + at, mask=kept, other=0.0).to(tl.float32)
+    tl.store(y + at, acc.to(y.dtype.element_ty), mask=kept)
+
+
 def precision(dtype: torch.dtype) -> str:
     """``tl.dot``'s input_precision: TF32 only where torch allows it for matrix products."""
     if dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 and not INTERPRETED:

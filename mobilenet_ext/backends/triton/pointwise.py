@@ -7,7 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mobilenet_ext.backends.triton import common
-from mobilenet_ext.backends.triton.common import activate, product
+from mobilenet_ext.backends.triton.common import finish, product
 
 # (pixels, outputs, depth, warps) of a program.
 CONFIGS = ((64, 64, 32, 4), (128, 64, 32, 8), (64, 128, 32, 8), (128, 32, 64, 4))
@@ -35,14 +35,10 @@ def pointwise_kernel(
         a = tl.load(a_at + (k0 + k)[None, :], mask=m_in[:, None] & k_in[None, :], other=0.0)
         w = tl.load(weight + (k0 + k)[:, None] * outputs + n[None, :], mask=k_in[:, None] & n_in[None, :], other=0.0)
         acc = product(a, w, acc, PRECISION, WIDE)
-    a = tl.load(scale + n, mask=n_in, other=0.0)[None, :]
-    b = tl.load(bias + n, mask=n_in, other=0.0)[None, :]
-    acc = activate(acc * a + b, ACT)
     at = m[:, None] * outputs + n[None, :]
+    start = m0 * outputs
     kept = m_in[:, None] & n_in[None, :]
-    if RESIDUAL:
-        acc += tl.load(residual + m0 * outputs + at, mask=kept, other=0.0).to(tl.float32)
-    tl.store(y + m0 * outputs + at, acc.to(y.dtype.element_ty), mask=kept)
+    finish(acc, scale, bias, n, n_in, residual + start, y + start, at, kept, ACT, RESIDUAL)
 
 
 def pointwise(
