@@ -130,10 +130,11 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=64, help="side of the upscaled images in pixels")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--rate", type=float, default=0.01)
+    parser.add_argument("--rate", type=float, help="learning rate (default: 0.01, with frozen BatchNorm 0.001)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--curve", type=Path, help="write results and loss curves as JSON")
     args = parser.parse_args()
+    args.rate = args.rate or (0.001 if args.norm == "frozen" else 0.01)
     distributed = dist.is_torchelastic_launched()
     if distributed:
         dist.init_process_group("gloo")
