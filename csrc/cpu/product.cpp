@@ -96,7 +96,7 @@ void run_product(const IsaTable& isa, const TrainTable& train, const Product& p,
 }
 
 void run_weight_product(const IsaTable& isa, const WeightProduct& p, const Threads& threads) {
-  constexpr int kPixels = 128, kColumns = 24;
+  constexpr int kPixels = 128, kColumns = 24, kGroups = 4;
   const int n = p.narrow_columns;
   if (p.pixels == 0 && !p.accumulate) std::fill_n(p.out, static_cast<ptrdiff_t>(p.wide_columns) * n, 0.0f);
   if (p.pixels == 0 || n == 0) return;
@@ -129,28 +129,35 @@ void run_weight_product(const IsaTable& isa, const WeightProduct& p, const Threa
   int widest = 0;
   for (const Panel& panel : panels) widest = std::max(widest, panel.kind->width);
   const std::vector<float> bias(widest, 0.0f);
-  const int tasks = (p.wide_columns + kColumns - 1) / kColumns;
-  for_each_task(tasks, workers_for(p.pixels * p.wide_columns, tasks, threads), 0, threads, [&](int i, float*) {
-    const int first = i * kColumns;
+  // Neighbouring groups of columns go to one worker: then it reads the wide side in longer runs. Which worker takes
+  // which changes no sum.
+  const int groups = (p.wide_columns + kColumns - 1) / kColumns;
+  const int workers = workers_for(p.pixels * p.wide_columns, groups, threads);
+  const int per_task = std::min((groups + workers - 1) / workers, kGroups);
+  const int tasks = (groups + per_task - 1) / per_task;
+  for_each_task(tasks, workers, 0, threads, [&](int i, float*) {
     GemmArgs g{};
     g.a_pixel = 1;
     g.segments = rows;
     g.segment_length = 1;
     g.bias = bias.data();
     g.c_pixel = g.residual_pixel = n;
-    g.m = std::min(kColumns, p.wide_columns - first);
     g.lo = -HUGE_VALF;
     g.hi = HUGE_VALF;
+    const int end = std::min(p.wide_columns, (i + 1) * per_task * kColumns);
     for (int block = 0; block < blocks; ++block) {
-      g.a = p.wide + static_cast<ptrdiff_t>(block) * kPixels * p.wide_columns + first;
       g.segment_count = pixels_of(block);
-      for (const Panel& panel : panels) {
-        g.b = packed.data() + block * pixel_floats * kPixels + panel.weights;
-        g.c = p.out + static_cast<ptrdiff_t>(first) * n + panel.first;
-        g.residual = block || p.accumulate ? g.c : nullptr;
-        g.c_vector = panel.kind->vector;
-        g.n_valid = panel.valid;
-        panel.kind->gemm(g);
+      for (int first = i * per_task * kColumns; first < end; first += kColumns) {
+        g.a = p.wide + static_cast<ptrdiff_t>(block) * kPixels * p.wide_columns + first;
+        g.m = std::min(kColumns, end - first);
+        for (const Panel& panel : panels) {
+          g.b = packed.data() + block * pixel_floats * kPixels + panel.weights;
+          g.c = p.out + static_cast<ptrdiff_t>(first) * n + panel.first;
+          g.residual = block || p.accumulate ? g.c : nullptr;
+          g.c_vector = panel.kind->vector;
+          g.n_valid = panel.valid;
+          panel.kind->gemm(g);
+        }
       }
     }
   });
