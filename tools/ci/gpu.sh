@@ -1,5 +1,6 @@
 # What can be proven of the GPU kernels without a GPU, beyond what pytest and the stage core run: every Triton kernel
-# compiled for every target, every CUDA kernel compiled for every architecture, no spills, and the tables of docs/gpu.md.
+# compiled in every dtype for every target, every CUDA kernel for every architecture, no spills, the occupancy that the
+# docstrings and docs/gpu.md state, and the tables of docs/gpu.md.
 # shellcheck shell=bash
 
 CUDA_KERNELS=116 # that each architecture must have at least
