@@ -8,8 +8,9 @@ stage_second_torch() {
   [[ -f $FIRST_RESULTS ]] || fail "the stage second_torch needs the stage install before it"
   local venv=$WORK/venv_second results=$WORK/second.xml
   new_venv "$venv"
-  "$venv/bin/pip" install -q "torch==$SECOND_TORCH" rich pytest hypothesis numpy pillow scikit-learn
+  "$venv/bin/pip" install -q "torch==$SECOND_TORCH" rich pytest pytest-xdist hypothesis numpy pillow scikit-learn
   "$venv/bin/pip" install -q --no-deps "$WHEELS"/*.whl
-  count_tests "$venv/bin/pytest" -q --junitxml="$results"
+  # A file at a time on each core: this stage is the longest.
+  count_tests "$venv/bin/pytest" -q -n 2 --dist loadfile --junitxml="$results"
   "$venv/bin/python" tools/ci/compare_runs.py "$FIRST_RESULTS" "$results" --minimum "$MINIMUM_TESTS"
 }
