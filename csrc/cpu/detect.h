@@ -17,5 +17,7 @@ struct CacheSizes {
   size_t l1d, l2, l3;
 };
 const CacheSizes& cache_sizes();
+// For tests whose plans must not depend on the machine; before anything is planned.
+void pretend_cache_sizes(const CacheSizes& caches);
 
 }  // namespace mobilenet_ext

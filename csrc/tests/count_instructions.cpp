@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <string>
 
+#include "cpu/detect.h"
 #include "cpu/registry.h"
 #include "cpu/run.h"
 #include "reference.h"
@@ -38,6 +39,7 @@ ChainDesc chain_of(const Block& b) {
 }
 
 int run(const IsaTable& isa, const Block& b, int times) {
+  pretend_cache_sizes({32 << 10, 512 << 10, 32 << 20});
   const ChainDesc chain = chain_of(b);
   std::mt19937 rng(1);
   std::vector<test::StageTensors> tensors;
