@@ -14,6 +14,8 @@ from mobilenet_ext.backends.gpu.runtime import Runtime
 from mobilenet_ext.backends.gpu.trial import try_out
 from mobilenet_ext.spec import BlockSpec, ConvSpec, LinearSpec, PoolSpec
 
+pytest.importorskip("triton", reason="needs Triton")
+
 SPEC = BlockSpec(depthwise=ConvSpec(8, 8, (3, 3), padding=(1, 1, 1, 1), depthwise=True, activation="relu6"))
 
 

@@ -20,6 +20,8 @@ from mobilenet_ext.fusion import fuse
 from mobilenet_ext.models import InvertedResidual
 from mobilenet_ext.spec import ConvSpec
 
+pytest.importorskip("triton", reason="needs Triton")
+
 
 class Fakes:
     """Candidates by kind of gradient with known times: right, wrong or raising by name; PyTorch takes a second."""

@@ -15,6 +15,8 @@ from mobilenet_ext.backends import choose, cuda, triton
 from mobilenet_ext.backends.gpu import runtime as runtime_module
 from mobilenet_ext.backends.gpu.plans import run_aten
 
+pytest.importorskip("triton", reason="needs Triton")
+
 DEVICE = torch.device("cuda", 0)
 OLD_DRIVER = "The NVIDIA driver on your system is too old (found version 11040). Please update your GPU driver"
 NO_CODE = "the CUDA runtime says: no kernel image is available for execution on the device"
