@@ -12,6 +12,6 @@ stage_aarch64() {
   core_build "$directory" "${options[@]}"
   for cpu in max cortex-a72; do
     printf '\nqemu, -cpu %s\n' "$cpu"
-    QEMU_CPU=$cpu count_tests ctest --test-dir "$directory" --output-on-failure
+    QEMU_CPU=$cpu count_tests ctest --test-dir "$directory" --parallel 2 --output-on-failure
   done
 }

@@ -6,7 +6,7 @@ stage_core() {
   for compiler in g++ g++-11 clang++; do
     printf '\n%s\n' "$($compiler --version | head -n 1)"
     core_build "$WORK/core-$compiler" -DCMAKE_CXX_COMPILER="$compiler"
-    count_tests ctest --test-dir "$WORK/core-$compiler" --output-on-failure "${slow[@]}"
+    count_tests ctest --test-dir "$WORK/core-$compiler" --parallel 2 --output-on-failure "${slow[@]}"
     slow=(-LE slow) # instruction counts are one compiler's
   done
 }
