@@ -1,5 +1,6 @@
 // The vector vocabulary on AVX2 + FMA. Included inside an anonymous namespace.
 #include <immintrin.h>
+#include <stddef.h>
 
 namespace {
 

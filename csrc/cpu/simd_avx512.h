@@ -1,5 +1,6 @@
 // The vector vocabulary on AVX-512 F/BW/DQ/VL. Included inside an anonymous namespace.
 #include <immintrin.h>
+#include <stddef.h>
 
 namespace {
 

@@ -1,5 +1,6 @@
 // The vector vocabulary on AArch64 Advanced SIMD (baseline ARMv8-A). Included inside an anonymous namespace.
 #include <arm_neon.h>
+#include <stddef.h>
 
 namespace {
 
