@@ -30,6 +30,12 @@ struct Full {
     return _mm256_maskload_ps(p, _mm256_cmpgt_epi32(_mm256_set1_epi32(n), lanes));
   }
   static ALWAYS_INLINE T broadcast(const float* p) { return _mm256_broadcast_ss(p); }
+  // What follows a pointer, for an instruction's operands. Clang wants a complete type.
+#ifdef __clang__
+  using Memory = const float[1 << 24];
+#else
+  using Memory = const float[];
+#endif
   // base[ROW * stride + K], ROW 0, 1 or 2. As an instruction: GCC would keep a register for each sum of stride and K.
   template <int ROW, int K>
   static ALWAYS_INLINE T broadcast_row(const float* base, ptrdiff_t stride) {
@@ -39,7 +45,7 @@ struct Full {
     } else {
       asm("vbroadcastss %c3(%1,%2,%c4), %0"
           : "=x"(v)
-          : "r"(base), "r"(stride), "i"(4 * K), "i"(4 * ROW), "m"(*reinterpret_cast<const float (*)[]>(base)));
+          : "r"(base), "r"(stride), "i"(4 * K), "i"(4 * ROW), "m"(*reinterpret_cast<Memory*>(base)));
     }
     return v;
   }
