@@ -209,7 +209,8 @@ def compare(
     largest, rms = error.max().item(), error.square().mean().sqrt().item()
     scale, signal = reference.abs().max().item(), reference.square().mean().sqrt().item()
     max_rel = largest / scale if scale else (0.0 if largest == 0 else math.inf)
-    sqnr = 20 * math.log10(signal / rms) if rms and signal else (-math.inf if rms else math.inf)
+    ratio = signal / rms if rms and math.isfinite(rms) else 0.0
+    sqnr = 20 * math.log10(ratio) if ratio else (-math.inf if rms else math.inf)
     worst = None
     if limit is not None:
         # Where both are zero the ratio is zero; an error without any allowance is infinitely too large.

@@ -2,12 +2,14 @@
 
 import json
 import threading
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from mobilenet_ext.backends import BACKENDS, aten, choose
-from mobilenet_ext.backends.gpu import choices, packing, plans
+from mobilenet_ext.backends import BACKENDS, aten, choose, cuda
+from mobilenet_ext.backends.gpu import choices, packing, plans, trial
 from mobilenet_ext.backends.gpu import runtime as runtime_module
 from mobilenet_ext.backends.gpu.plans import Candidate, run_aten
 from mobilenet_ext.backends.gpu.runtime import Runtime
@@ -299,3 +301,54 @@ def test_candidates_need_a_kernel_for_some_stage():
     pooled = BlockSpec(expand=ConvSpec(8, 4), pool=True)
     packed = packing.pack((pooled,), [torch.randn(4, 8, 1, 1)], torch.float32)[0]
     assert plans.candidates(packed, X, ("cuda", "triton")) == []
+
+
+def test_a_candidate_without_memory_is_rejected_for_this_process_only():
+    class Short(Fakes):
+        def _run(self, name):
+            def run(packed, x):
+                raise torch.OutOfMemoryError("CUDA out of memory")
+
+            return run
+
+    runtime = make_runtime(Short(**{"cuda.a": 0.5}))
+    runtime.run_item(packed_item(), X)
+    assert runtime.counters == {"aten": 1}
+    assert "no memory" in runtime.verdict_on(SPEC, X).rejected["cuda.a"]
+    fresh = make_runtime(Fakes(**{"cuda.a": 0.5}))
+    fresh.run_item(packed_item(), X)
+    assert fresh.counters == {"cuda.a": 1}
+
+
+def test_a_reference_without_memory_means_pytorch(monkeypatch):
+    def expectation(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(trial.tolerance, "expectation", expectation)
+    runtime, packed = make_runtime(Fakes(**{"cuda.a": 0.5})), packed_item()
+    assert torch.equal(runtime.run_item(packed, X), run_aten(packed, X))
+    assert runtime.counters == {"aten": 1}
+    assert not runtime.verdict_on(SPEC, X).lasting
+
+
+@pytest.mark.parametrize("name", ["backends/cuda.py", "backends/aten.py", "tolerance.py", "spec.py"])
+def test_verdicts_belong_to_the_code_that_made_them(monkeypatch, name):
+    before = choices._code_digest.__wrapped__()
+    read = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda self: read(self) + b"#" * self.as_posix().endswith(name))
+    assert choices._code_digest.__wrapped__() != before
+
+
+def test_a_misaligned_image_is_copied_for_a_whole_block(monkeypatch):
+    seen = []
+    fake = SimpleNamespace(inverted_residual=lambda x, *rest: seen.append(x) or x)
+    monkeypatch.setattr(torch.ops, "mobilenet_ext_cuda", fake, raising=False)
+    item = BlockSpec(ConvSpec(8, 8), SPEC.depthwise, ConvSpec(8, 8))
+    sources = [torch.randn(8, 8, 1, 1), torch.randn(8, 1, 3, 3), torch.randn(8, 8, 1, 1)]
+    stages = packing.pack((item,), sources, torch.float32)[0].stages
+    x = torch.randn(1 + 8 * 16)[1:].view(1, 4, 4, 8).permute(0, 3, 1, 2)
+    assert x.data_ptr() % 16 != 0
+    cuda.inverted_residual(x, stages, (1, 1), (4, 4), False)
+    assert seen[0].data_ptr() % 16 == 0
+    assert torch.equal(seen[0], x)
+    assert seen[0].is_contiguous(memory_format=torch.channels_last)

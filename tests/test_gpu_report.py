@@ -7,7 +7,7 @@ import torch
 from test_gpu_choice import Fakes, make_runtime
 
 from mobilenet_ext import gpu_verdicts, report
-from mobilenet_ext.backends.gpu import packing
+from mobilenet_ext.backends.gpu import packing, precision
 from mobilenet_ext.fusion import fuse
 from mobilenet_ext.models import InvertedResidual
 from mobilenet_ext.modules.mixin import fused_chains
@@ -24,6 +24,7 @@ def checked(monkeypatch, tmp_path, model):
     """Runs the model's one kind of block through a check; returns a function that takes the candidates' times."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("MOBILENET_EXT_GPU", raising=False)
+    monkeypatch.setattr(precision, "conv_tf32", lambda: False)  # the default of cuDNN would be in the dtype
     monkeypatch.setattr(report, "_is_on_gpu", lambda module, chain: True)
 
     def check(**seconds):

@@ -179,3 +179,9 @@ def test_residual_and_pool_without_batch_norm():
     chain, x, sources = build("block")
     chain = (dataclasses.replace(chain[0], residual=True),)
     assert tolerance.check(aten.run_chain(chain, x, sources), chain, x, sources).ok
+
+
+def test_an_infinity_where_the_reference_is_finite_is_wrong_and_no_error():
+    result = tolerance.compare(torch.tensor([1.0, math.inf]), torch.tensor([1.0, 2.0], dtype=torch.float64), 0.0)
+    assert not result.ok
+    assert result.rms == math.inf

@@ -14,7 +14,10 @@ int launch(void (*kernel)(Params...), int64_t grid_x, int grid_y, dim3 threads, 
   if (shared > 48 * 1024) {
     const cudaError_t error =
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
-    if (error != cudaSuccess) return static_cast<int>(error);
+    if (error != cudaSuccess) {
+      cudaGetLastError();  // otherwise the next launch, of anyone, would report it
+      return static_cast<int>(error);
+    }
   }
   kernel<<<dim3(static_cast<unsigned>(grid_x), grid_y), threads, shared, static_cast<cudaStream_t>(stream)>>>(args...);
   return static_cast<int>(cudaGetLastError());

@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/accelerator.h>
 
 #include <array>
+#include <cstdint>
 
 #include "cuda/launch.h"
 #include "tensors.h"
@@ -145,6 +146,8 @@ Tensor depthwise_backward_weight(const Tensor& x, const Tensor& dy, const std::v
 Tensor inverted_residual(const Tensor& x, const std::vector<Tensor>& tensors, const std::vector<int64_t>& geometry,
                          const std::vector<int64_t>& activations, bool residual, bool tf32) {
   check_image("x", x);
+  STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(x.const_data_ptr()) % 16 == 0,
+                  "x begins off a multiple of 16 bytes, which whole blocks need; clone it");
   STD_TORCH_CHECK(tensors.size() == 9 && activations.size() == 3, "tensors and activations have ", tensors.size(),
                   " and ", activations.size(), " entries; needed are 9 and 3");
   const Dtype dtype = dtype_of("x", x);

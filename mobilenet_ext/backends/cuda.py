@@ -14,12 +14,14 @@ from torch import Tensor
 
 from mobilenet_ext.backends.gpu.limits import stage_reason
 from mobilenet_ext.backends.gpu.packing import PackedStage
+from mobilenet_ext.backends.gpu.precision import matmul_tf32
 from mobilenet_ext.spec import ACTIVATIONS, BlockSpec, ChainItem, ConvSpec
 
 name = "cuda"
 description = "CUDA C++ kernels in fp32, fp16 and bf16 for NVIDIA GPUs"
 LIBRARY = Path(__file__).parent.parent / "libmobilenet_ext_cuda.so"
 OLDEST_CAPABILITY = (8, 0)
+_ALIGNMENT = 16  # bytes, of the image of a whole block
 LARGEST_OUTPUT = 320  # channels of a whole block: its sums stay in registers
 
 
@@ -115,12 +117,13 @@ def inverted_residual(
     Returns: (N, C', H', W') channels_last in the dtype of ``x``.
     """
     x = x.contiguous(memory_format=torch.channels_last)
+    if x.data_ptr() % _ALIGNMENT:  # a view may begin anywhere; its clone does not
+        x = x.clone()
     order = [stages[role] for role in ("expand", "depthwise", "project")]
     tensors = [tensor for stage in order for tensor in (stage.weight, stage.scale, stage.shift)]
     acts = [ACTIVATIONS[stage.spec.activation] for stage in order]
     geometry = _geometry(stages["depthwise"].spec, padding, size)
-    tf32 = torch.backends.cuda.matmul.allow_tf32
-    return torch.ops.mobilenet_ext_cuda.inverted_residual(x, tensors, geometry, acts, residual, tf32)
+    return torch.ops.mobilenet_ext_cuda.inverted_residual(x, tensors, geometry, acts, residual, matmul_tf32())
 
 
 def depthwise_backward_data(

@@ -175,6 +175,7 @@ def contenders(case: Case, model: nn.Module, x: Tensor) -> Iterator[tuple[str, C
         return call
 
     def compiled(**options: str) -> Call:
+        torch._dynamo.reset()  # what was compiled for other cases counts towards the recompile limit
         made = torch.compile(last_model, **options)  # type: ignore[call-overload]
         return lambda: made(last)
 

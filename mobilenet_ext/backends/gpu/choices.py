@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from mobilenet_ext.backends.gpu.precision import some_tf32
 from mobilenet_ext.backends.gpu.trial import Verdict
 from mobilenet_ext.spec import ChainItem, encode
 
@@ -31,7 +32,7 @@ def item_key(item: ChainItem) -> str:
 def shape_key(item: ChainItem, x: torch.Tensor, planar: bool) -> str:
     """The class that a verdict is for: the image's exact size, the batch up to a power of two, dtype and layout."""
     batch = 1 << max(0, int(x.shape[0]) - 1).bit_length()
-    tf32 = "+tf32" if x.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else ""
+    tf32 = "+tf32" if some_tf32(x.dtype) else ""
     dtype = str(x.dtype).removeprefix("torch.") + tf32
     layout = "nchw" if planar else "nhwc"
     return f"{item_key(item)}|{dtype}|n{batch}|{'x'.join(map(str, x.shape[1:]))}|{layout}"
@@ -41,9 +42,14 @@ def shape_key(item: ChainItem, x: torch.Tensor, planar: bool) -> str:
 def _code_digest() -> str:
     root = Path(__file__).parent.parent
     digest = hashlib.sha256()
-    for path in sorted(
-        [*root.glob("gpu/*.py"), *root.glob("triton/*.py"), *root.parent.glob("libmobilenet_ext_cuda.so")]
-    ):
+    kernels = [
+        *root.glob("gpu/*.py"),
+        *root.glob("triton/*.py"),
+        root / "cuda.py",
+        *root.parent.glob("libmobilenet_ext_cuda.so"),
+    ]
+    judges = [root / "aten.py", root.parent / "tolerance.py", root.parent / "spec.py"]
+    for path in sorted([*kernels, *judges]):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -109,7 +115,10 @@ class Choices:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             merged = {**self._load(), **self.verdicts}
-            content = {"fingerprint": self.fingerprint, "verdicts": {k: asdict(v) for k, v in merged.items()}}
+            content = {
+                "fingerprint": self.fingerprint,
+                "verdicts": {k: asdict(v) for k, v in merged.items() if v.lasting},
+            }
             with tempfile.NamedTemporaryFile("w", dir=self.path.parent, delete=False) as file:
                 json.dump(content, file, indent=1)
             os.replace(file.name, self.path)

@@ -6,7 +6,7 @@ fp32 sums.  A packed chain can be packed again in place, so that a captured CUDA
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -55,6 +55,8 @@ def _pack_stage(spec: ConvSpec, named: Mapping[str, Tensor], dtype: torch.dtype)
         packed = weight.squeeze(1).permute(1, 2, 0).to(dtype).contiguous()
     elif spec.kernel == (1, 1):
         packed = weight[:, :, 0, 0].t().to(dtype).contiguous()
+    if packed is not None and packed.data_ptr() == weight.data_ptr():
+        packed = packed.clone()  # pack_into writes here, and this would be the caller's memory
     scale, shift = scale_and_shift(spec, named)
     return PackedStage(spec, packed, scale.float(), shift.float())
 
@@ -74,8 +76,12 @@ def pack(chain: Sequence[ChainItem], sources: Sequence[Tensor], dtype: torch.dty
     return packed
 
 
-def pack_into(old: Sequence[PackedItem], new: Sequence[PackedItem]) -> None:
-    """Copy ``new`` over ``old`` of the same chain and dtype, into the same memory."""
+def pack_into(old: Sequence[PackedItem], new: Sequence[PackedItem], borrowed: Container[int]) -> None:
+    """Copy ``new`` over ``old`` of the same chain and dtype, into the same memory.
+
+    ``borrowed`` has the addresses of the sources that ``old`` was packed from.  What lies there is the caller's and is
+    not written: ``old`` then refers to the new tensors, and a captured graph goes on reading the caller's old ones.
+    """
     with torch.no_grad():
         for before, after in zip(old, new, strict=True):
             for role, stage in before.stages.items():
@@ -84,7 +90,9 @@ def pack_into(old: Sequence[PackedItem], new: Sequence[PackedItem]) -> None:
                     target.copy_(source)
             for tensors, fresh_tensors in zip(before.tensors, after.tensors, strict=True):
                 for name, tensor in tensors.items():
-                    if tensor.data_ptr() != fresh_tensors[name].data_ptr():
+                    if tensor.data_ptr() in borrowed:
+                        tensors[name] = fresh_tensors[name]
+                    elif tensor.data_ptr() != fresh_tensors[name].data_ptr():
                         tensor.copy_(fresh_tensors[name])
 
 

@@ -40,11 +40,12 @@ def chain(x: Tensor, sources: list[Tensor], slot: Tensor | None, program: list[i
     from mobilenet_ext.backends.gpu import runtime, slots
     from mobilenet_ext.spec import LinearSpec
 
-    entry = slots.fresh(None if slot is None else int(slot), sources, program, constants)
+    capturing = runtime.runtime.capturing(x)
+    entry = slots.fresh(None if slot is None else int(slot), sources, program, constants, capturing)
     items = entry.program.chain
     check(x, sources, items[0].in_features if isinstance(items[0], LinearSpec) else items[0].in_channels)
-    entry.pinned = entry.pinned or runtime.runtime.capturing(x)
-    return _run(entry.for_dtype(x.dtype), x, entry.program.layout == "follow_input")
+    entry.pinned = entry.pinned or capturing
+    return _run(entry.for_dtype(x.dtype, capturing), x, entry.program.layout == "follow_input")
 
 
 def chain_cached(x: Tensor, slot: Tensor) -> Tensor:
@@ -52,11 +53,12 @@ def chain_cached(x: Tensor, slot: Tensor) -> Tensor:
     from mobilenet_ext.backends.gpu import runtime, slots
     from mobilenet_ext.spec import LinearSpec
 
+    capturing = runtime.runtime.capturing(x)
     entry = slots.trusted(int(slot))
     items = entry.program.chain
     check(x, entry.stamp.tensors, items[0].in_features if isinstance(items[0], LinearSpec) else items[0].in_channels)
-    entry.pinned = entry.pinned or runtime.runtime.capturing(x)
-    return _run(entry.for_dtype(x.dtype), x, entry.program.layout == "follow_input")
+    entry.pinned = entry.pinned or capturing
+    return _run(entry.for_dtype(x.dtype, capturing), x, entry.program.layout == "follow_input")
 
 
 def _run(packed: list[PackedItem], x: Tensor, follow_input: bool) -> Tensor:

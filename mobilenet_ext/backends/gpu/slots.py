@@ -33,10 +33,13 @@ class Entry:
     pinned: bool = False
     trusted: bool = True
 
-    def for_dtype(self, dtype: torch.dtype) -> list[PackedItem]:
+    def for_dtype(self, dtype: torch.dtype, capturing: bool = False) -> list[PackedItem]:
+        """The packed form; one made under capture is not kept, since until a replay its memory holds nothing."""
         found = self.packed.get(dtype)
         if found is None:
-            found = self.packed[dtype] = pack(self.program.chain, self.stamp.tensors, dtype)
+            found = pack(self.program.chain, self.stamp.tensors, dtype)
+            if not capturing:
+                self.packed[dtype] = found
         return found
 
 
@@ -70,21 +73,27 @@ def _is_fresh(entry: Entry, sources: Sequence[Tensor]) -> bool:
     )
 
 
-def fresh(slot: int | None, sources: Sequence[Tensor], program: list[int], constants: list[float]) -> Entry:
-    """The entry of ``slot`` for these sources, packed again where they may have changed; None packs for one call."""
+def fresh(
+    slot: int | None, sources: Sequence[Tensor], program: list[int], constants: list[float], capturing: bool = False
+) -> Entry:
+    """The entry of ``slot`` for these sources, packed again where they may have changed.
+
+    None packs for one call, and so does a stale slot while a CUDA graph is captured: packing is then part of the graph.
+    """
     key = (tuple(program), tuple(constants))
     old = _entries.get(slot) if slot is not None else None
     if old is not None and old.key == key and _is_fresh(old, sources):
         return old
     entry = Entry(key, decode(program, constants), freshness.take_stamp([source.detach() for source in sources]))
-    if slot is None:
+    if slot is None or capturing:
         return entry
     with _lock:
         if old is not None and old.pinned and old.key == key:
+            borrowed = set(old.stamp.addresses)
             for dtype, packed in old.packed.items():
                 new = pack(entry.program.chain, sources, dtype)
                 if _same_places(packed, new):
-                    pack_into(packed, new)
+                    pack_into(packed, new, borrowed)
                     entry.packed[dtype] = packed
                     entry.pinned = True
         _entries[slot] = entry

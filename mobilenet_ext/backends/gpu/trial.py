@@ -18,18 +18,24 @@ from mobilenet_ext import tolerance
 from mobilenet_ext.backends.gpu.gradients import Job, Results
 from mobilenet_ext.backends.gpu.packing import PackedItem
 from mobilenet_ext.backends.gpu.plans import BASELINE, Candidate, compared_images, run_aten
+from mobilenet_ext.backends.gpu.precision import some_tf32
 
 _REPEATS = 5
+_NO_MEMORY = "no memory left on the device for the check; it is made again in the next process"
 Timer = Callable[[Callable[[], Tensor]], float]
 
 
 @dataclass
 class Verdict:
-    """``choice`` is a candidate's name or ``aten``; ``seconds`` per right candidate; ``rejected`` has the reasons."""
+    """``choice`` is a candidate's name or ``aten``; ``seconds`` per right candidate; ``rejected`` has the reasons.
+
+    Not ``lasting`` is one that memory was too short for: it holds in this process and is not written to disk.
+    """
 
     choice: str
     seconds: dict[str, float] = field(default_factory=dict)
     rejected: dict[str, str] = field(default_factory=dict)
+    lasting: bool = True
 
     @property
     def why(self) -> str:
@@ -77,10 +83,13 @@ def try_out(packed: PackedItem, x: Tensor, found: Sequence[Candidate], timer: Ti
         return verdict
     index = compared_images(x)
     few = x.index_select(0, index)
-    reference, rms, limit = tolerance.expectation((packed.item,), few, packed.sources, x.dtype)
-    if x.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32:
-        # TF32 has the mantissa of fp16; PyTorch's own error above then shows it as well, where PyTorch uses it.
-        limit = tolerance.bound((packed.item,), few, packed.sources, torch.float16)
+    try:
+        reference, rms, limit = tolerance.expectation((packed.item,), few, packed.sources, x.dtype)
+        if some_tf32(x.dtype):
+            # TF32 has the mantissa of fp16; PyTorch's own error above then shows it as well, where PyTorch uses it.
+            limit = tolerance.bound((packed.item,), few, packed.sources, torch.float16)
+    except torch.OutOfMemoryError:
+        return _out_of_memory(verdict)
 
     def check(y: Tensor) -> str | None:
         result = tolerance.compare(y.index_select(0, index), reference, rms, limit, x.dtype)
@@ -95,7 +104,10 @@ def try_out_gradient(job: Job, found: Sequence[Candidate], timer: Timer = second
     verdict = Verdict(BASELINE)
     if not found:
         return verdict
-    expected = job.expected()
+    try:
+        expected = job.expected()
+    except torch.OutOfMemoryError:
+        return _out_of_memory(verdict)
 
     def check(results: Results) -> str | None:
         for y, wanted in zip(results, expected, strict=True):
@@ -134,10 +146,20 @@ def _judge(
                 verdict.seconds[candidate.name] = seconds(candidate.run)
             else:
                 verdict.rejected[candidate.name] = reason
+        except torch.OutOfMemoryError:
+            verdict.rejected[candidate.name] = _NO_MEMORY
+            verdict.lasting = False
         except Exception as error:  # a kernel that this GPU cannot compile or launch is one that is not used
             first_line = str(error).partition("\n")[0]
             verdict.rejected[candidate.name] = f"{type(error).__name__}: {first_line}"
     verdict.choice = min(verdict.seconds, key=verdict.seconds.__getitem__)
+
+
+def _out_of_memory(verdict: Verdict) -> Verdict:
+    """PyTorch for now: the check needs float64 copies that there is no room for at present."""
+    verdict.rejected["check"] = _NO_MEMORY
+    verdict.lasting = False
+    return verdict
 
 
 def _disagreement(result: tolerance.Comparison) -> str:

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mobilenet_ext.backends.gpu.precision import matmul_tf32
 from mobilenet_ext.spec import ACTIVATIONS, CLAMPS
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)  # TRITON_INTERPRET=1 when the kernels were imported
@@ -67,7 +68,7 @@ def finish(
 
 def precision(dtype: torch.dtype) -> str:
     """``tl.dot``'s input_precision: TF32 only where torch allows it for matrix products."""
-    if dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 and not INTERPRETED:
+    if dtype == torch.float32 and matmul_tf32() and not INTERPRETED:
         return "tf32"
     return "ieee"
 
