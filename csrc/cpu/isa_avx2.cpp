@@ -11,6 +11,7 @@ constexpr int kDepthwiseColumns = 8;
 #include "blocks.inl"
 #include "depthwise.inl"
 #include "gemm.inl"
+#include "panels.inl"
 #include "rows.inl"
 
 namespace {

@@ -17,6 +17,7 @@ constexpr int kDepthwiseColumns = 14;
 #include "blocks.inl"
 #include "depthwise.inl"
 #include "gemm.inl"
+#include "panels.inl"
 #include "rows.inl"
 
 namespace {

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from mobilenet_ext import fuse, loading
 from mobilenet_ext.bench.machine import child_environment
 from mobilenet_ext.spec import ROLES
-from mobilenet_ext.training import block
+from mobilenet_ext.training import backward
+from mobilenet_ext.training.block import Block
 
 FORMS = ("eager channels_last", "torch.compile", "mobilenet_ext")
 MODES = ("frozen", "batch")
@@ -172,12 +173,12 @@ def gradient_errors(name: str, mode: str, size: int, batch: int = 4) -> dict[str
         act.register_forward_hook(lambda module, inputs, output: masks.append((output > 0) & (output < 6)))
     found = _gradients(plain, x, target)
     errors = {"torch": _error(name, mode, x, target, masks, found)}
-    block.recorder = []
+    backward.recorder = []
     try:
         found = _gradients(fused, x, target)
-        recorded = block.recorder
+        recorded = backward.recorder
     finally:
-        block.recorder = None
+        backward.recorder = None
     return {**errors, "ours": _error(name, mode, x, target, _in_order(recorded), found)}
 
 
@@ -185,7 +186,7 @@ def _activations(model: nn.Module) -> list[Any]:
     return [module for module in model.modules() if isinstance(module, (nn.ReLU, nn.ReLU6))]
 
 
-def _in_order(recorded: list[tuple[block.Block, str, Tensor]]) -> list[Tensor]:
+def _in_order(recorded: list[tuple[Block, str, Tensor]]) -> list[Tensor]:
     """Backward goes from the last block to the first, and through a block's images part by part."""
     blocks: dict[int, dict[str, list[Tensor]]] = {}
     for run, role, mask in recorded:

@@ -15,7 +15,8 @@ from torch import Tensor
 from mobilenet_ext.backends.aten import split
 from mobilenet_ext.freshness import bump_epoch
 from mobilenet_ext.spec import BlockSpec, decode
-from mobilenet_ext.training.block import Block, Needs, Stats, channels_last
+from mobilenet_ext.training.backward import Backward, Needs
+from mobilenet_ext.training.block import Block, Stats, channels_last
 
 _ops = torch.ops.mobilenet_ext
 _NO_SECOND = (
@@ -134,7 +135,7 @@ def _backward(
         weights = {role: names["weight"] for role, names in named.items()}
         run = Block(block, channels_last(x), tensors, [bool(b) for b in batch])
         kept = [t if t.numel() or t.dim() != 1 else None for t in (v, p)]
-        grads = run.backward(g, kept[0], kept[1], pairs, Needs(need_x, weights))
+        grads = Backward(run, g, kept[0], kept[1], pairs, Needs(need_x, weights)).run()
         none = x.new_empty(0)
         result = [none if grads.x is None else channels_last(grads.x)]
         flat = [(role, name) for role, spec in block.stages() for name in spec.sources]
