@@ -17,6 +17,8 @@ from torch import Tensor
 from . import autograd as _autograd
 from ._library import native as _native
 from .backends import aten as _aten
+from .memory_format import in_format_of as _in_format_of
+from .memory_format import memory_format_of as _memory_format_of
 from .spec import ACTIVATIONS, BlockSpec, ConvSpec, LinearSpec, Padding, Program, decode, encode, source_names
 from .training import depthwise as _depthwise
 from .training import op as _training
@@ -119,7 +121,7 @@ def _run(x: Tensor, block: BlockSpec, sources: list[Tensor]) -> Tensor:
     elif grad or x.dtype == torch.float64:
         batch = [0 for _ in block.stages()]
         y = torch.ops.mobilenet_ext.train_block(x, sources, None, program, constants, batch)[0]
-        y = _as_input(y, x)
+        y = _in_format_of(y, x)
     else:
         y = torch.ops.mobilenet_ext.chain(x, sources, None, program, constants)
     return y.to(torch.get_autocast_dtype("cpu")) if autocast else y
@@ -133,16 +135,6 @@ def _run_untrained(
         return _aten.run_chain((block,), x, sources)
     op = torch.ops.mobilenet_ext.chain_grad if grad else torch.ops.mobilenet_ext.chain
     return op(x, sources, None, program, constants)
-
-
-def _reads_rows(x: Tensor) -> bool:
-    return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-
-
-def _as_input(y: Tensor, x: Tensor) -> Tensor:
-    """``y`` in the memory format of ``x``; where the strides of ``x`` fit both, contiguous wins."""
-    planar = x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last)
-    return y.contiguous(memory_format=torch.contiguous_format if planar else torch.channels_last)
 
 
 def _depthwise_spec(
@@ -204,13 +196,15 @@ def depthwise_conv2d(
     wants = torch.is_grad_enabled() and isinstance(x, Tensor) and any(t.requires_grad for t in (x, *sources))
     # On channels_last memory the operator with gradients is the faster one for everybody: it folds nothing and takes
     # the channels in groups whose rows stay in the first cache. Planes are read by the chain, without a copy.
-    rows = isinstance(x, Tensor) and x.device.type == "cpu" and x.dtype == torch.float32 and _reads_rows(x)
+    rows = isinstance(x, Tensor) and x.device.type == "cpu" and x.dtype == torch.float32
+    rows = rows and x.dim() == 4 and _memory_format_of(x) == torch.channels_last
     if not (wants or rows) or min(spec.output_size(x.shape[2], x.shape[3])) < 1:
         return _run(x, BlockSpec(depthwise=spec), sources)
     _check(inputs, BlockSpec(depthwise=spec), sources)
     pads = _aten.paddings(spec, x.shape[2], x.shape[3])
     geometry = [*spec.kernel, *spec.stride, *spec.dilation, *pads]
-    y = _as_input(torch.ops.mobilenet_ext.depthwise_conv2d(inputs, weight, bias, geometry), inputs)
+    y = torch.ops.mobilenet_ext.depthwise_conv2d(inputs, weight, bias, geometry)
+    y = _in_format_of(y, inputs)
     return y.to(torch.get_autocast_dtype("cpu")) if autocast else y
 
 
@@ -264,7 +258,7 @@ def depthwise_conv_bn_act(
         with torch.autocast("cpu", enabled=False):
             y = _aten.convolve(spec, inputs, weight, bias)
             y = F.batch_norm(y, *given, bn_weight, bn_bias, True, momentum, eps)
-            y = _as_input(_aten.activate(spec, y), inputs)
+            y = _in_format_of(_aten.activate(spec, y), inputs)
         return y.to(torch.get_autocast_dtype("cpu")) if autocast else y
     program, constants = encode((block,))
     y, _, _, stats = torch.ops.mobilenet_ext.train_block(inputs, sources, None, program, constants, [1])
@@ -272,7 +266,7 @@ def depthwise_conv_bn_act(
         stats = stats.detach()
         with torch.no_grad():
             _update_vectors(given[0], given[1], stats[0], stats[2], momentum, None)
-    y = _as_input(y, inputs)
+    y = _in_format_of(y, inputs)
     return y.to(torch.get_autocast_dtype("cpu")) if autocast else y
 
 

@@ -27,8 +27,9 @@ from mobilenet_ext.freshness import (
     take_stamp,
     watch_optimizers,
 )
+from mobilenet_ext.memory_format import in_format_of
 from mobilenet_ext.modules.bound import PLAIN_TENSORS, Bound, is_supported, is_supported_on_gpu
-from mobilenet_ext.modules.structure import Snapshot, global_hook_reason, memory_format_of, mode_reason
+from mobilenet_ext.modules.structure import Snapshot, global_hook_reason, mode_reason
 from mobilenet_ext.modules.switch import switch
 from mobilenet_ext.modules.traced import run_traced, trace_key
 from mobilenet_ext.spec import BlockSpec, ChainItem, LinearSpec, encode
@@ -263,7 +264,7 @@ class FusedChain:
         """The training path: block by block, so that each saves its own input."""
         y = run_steps(self.steps, module.get_submodule, x, tensors, [slot.tensor for slot in self.step_slots])
         if self.follow_input and y.dim() == 4:
-            y = y.contiguous(memory_format=memory_format_of(x))
+            y = in_format_of(y, x)
         return y
 
     def _inspect(self, module: nn.Module, x: Tensor) -> list[Tensor] | None:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from mobilenet_ext.freshness import bump_epoch
+from mobilenet_ext.memory_format import in_format_of
 from mobilenet_ext.modules.chain import FusedChain
-from mobilenet_ext.modules.structure import in_training, memory_format_of
+from mobilenet_ext.modules.structure import in_training
 
 
 def finish_plain(module: nn.Module, chain: FusedChain, x: Any, y: Any) -> Any:
@@ -23,4 +24,4 @@ def finish_plain(module: nn.Module, chain: FusedChain, x: Any, y: Any) -> Any:
         return y
     if not chain.follow_input:
         return y.contiguous(memory_format=torch.channels_last)
-    return y.contiguous(memory_format=memory_format_of(x)) if isinstance(x, Tensor) and x.dim() == 4 else y
+    return in_format_of(y, x) if isinstance(x, Tensor) and x.dim() == 4 else y

@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules import module as global_hooks
 from torch.utils.hooks import RemovableHandle
 
@@ -161,13 +160,6 @@ def mode_reason(
         if norm is not None and getattr(norm, "running_mean", None) is None:
             return f"{path} has no running statistics"
     return None
-
-
-def memory_format_of(x: Tensor) -> torch.memory_format:
-    """The memory format of ``x`` (N, C, H, W); where its strides fit both, contiguous wins."""
-    if x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
-        return torch.contiguous_format
-    return torch.channels_last
 
 
 def global_hook_reason() -> str | None:

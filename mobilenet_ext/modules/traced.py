@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.compiler import is_exporting
 
-from mobilenet_ext.modules.structure import Snapshot, memory_format_of, plain_class
+from mobilenet_ext.memory_format import in_format_of
+from mobilenet_ext.modules.structure import Snapshot, plain_class
 from mobilenet_ext.modules.switch import switch
 from mobilenet_ext.spec import encode
 from mobilenet_ext.training.run import Step, inactive, run_steps
@@ -127,7 +128,7 @@ def run_traced(chain: FusedChain, module: nn.Module, x: Any) -> Tensor | None:
         slots = [None if is_exporting() else slot.tensor for slot in chain.step_slots]
         y = run_steps(steps, lambda path: _lookup(module, path), x, tensors, slots)
         if chain.follow_input and y.dim() == 4:
-            y = y.contiguous(memory_format=memory_format_of(x))
+            y = in_format_of(y, x)
         return y if dtype is None else y.to(dtype)
     slot = None if is_exporting() else chain.graph_slot.tensor
     op = _ops.chain_grad.default if grad else _ops.chain.default

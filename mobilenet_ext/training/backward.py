@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from mobilenet_ext.backends import aten
+from mobilenet_ext.memory_format import channels_last
 from mobilenet_ext.training import passes
-from mobilenet_ext.training.block import Block, Stats, channels_last, is_pointwise
+from mobilenet_ext.training.block import Block, Stats, is_pointwise
 from mobilenet_ext.training.passes import image_of, matrix
 from mobilenet_ext.training.scratch import empty_image, scratch, scratch_image
 

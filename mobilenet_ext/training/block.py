@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from mobilenet_ext.backends import aten
+from mobilenet_ext.memory_format import channels_last
 from mobilenet_ext.spec import BlockSpec, ConvSpec
 from mobilenet_ext.training import passes
 from mobilenet_ext.training.norm import Norm
@@ -27,10 +28,6 @@ from mobilenet_ext.training.scratch import empty_image, scratch
 _CHUNK_BYTES = 6 << 20  # of hidden values at a time
 Tensors = Mapping[str, Tensor]
 Stats = tuple[Tensor, Tensor]
-
-
-def channels_last(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last)
 
 
 def geometry_of(spec: ConvSpec, height: int, width: int) -> Geometry:

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mobilenet_ext.memory_format import channels_last
 from mobilenet_ext.training import passes
-from mobilenet_ext.training.block import channels_last
 from mobilenet_ext.training.passes import Geometry
 from mobilenet_ext.training.scratch import empty_image
 

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from mobilenet_ext.backends.aten import split
 from mobilenet_ext.freshness import bump_epoch
+from mobilenet_ext.memory_format import channels_last
 from mobilenet_ext.spec import BlockSpec, decode
 from mobilenet_ext.training.backward import Backward, Needs
-from mobilenet_ext.training.block import Block, Stats, channels_last
+from mobilenet_ext.training.block import Block, Stats
 
 _ops = torch.ops.mobilenet_ext
 _NO_SECOND = (
