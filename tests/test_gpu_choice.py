@@ -2,6 +2,7 @@
 
 import json
 import threading
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +17,7 @@ from mobilenet_ext.backends.gpu.runtime import Runtime
 from mobilenet_ext.backends.gpu.trial import try_out
 from mobilenet_ext.spec import BlockSpec, ConvSpec, LinearSpec, PoolSpec
 
-pytest.importorskip("triton", reason="needs Triton")
+pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
 
 SPEC = BlockSpec(depthwise=ConvSpec(8, 8, (3, 3), padding=(1, 1, 1, 1), depthwise=True, activation="relu6"))
 

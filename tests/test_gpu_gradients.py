@@ -1,6 +1,7 @@
 """Which kernel makes each gradient of a block on a GPU: decided with fakes on the CPU, so that no GPU is needed."""
 
 import copy
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from mobilenet_ext.fusion import fuse
 from mobilenet_ext.models import InvertedResidual
 from mobilenet_ext.spec import ConvSpec
 
-pytest.importorskip("triton", reason="needs Triton")
+pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
 
 
 class Fakes:

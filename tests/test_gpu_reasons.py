@@ -5,6 +5,7 @@ The machine's answers are faked, so every cause is seen without a GPU.
 
 import sys
 import types
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from mobilenet_ext.backends import choose, cuda, triton
 from mobilenet_ext.backends.gpu import runtime as runtime_module
 from mobilenet_ext.backends.gpu.plans import run_aten
 
-pytest.importorskip("triton", reason="needs Triton")
+pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
 
 DEVICE = torch.device("cuda", 0)
 OLD_DRIVER = "The NVIDIA driver on your system is too old (found version 11040). Please update your GPU driver"
