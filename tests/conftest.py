@@ -1,5 +1,6 @@
 """Fixtures: one run per instruction set, with proof that it and no other ran."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,6 +8,14 @@ import pytest
 import torch
 
 from mobilenet_ext._library import native
+
+# Side by side (`pytest -n 2`), each process and those that it starts take their share of the cores: more OpenMP threads
+# than cores wait for each other in spinning loops, which made the suite slower than one process.
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+if WORKERS > 1:
+    SHARE = max(1, torch.get_num_threads() // WORKERS)
+    os.environ["OMP_NUM_THREADS"] = str(SHARE)
+    torch.set_num_threads(SHARE)
 
 ISAS = [isa["name"] for isa in native.isas() if isa["supported"]]
 

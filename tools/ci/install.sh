@@ -9,7 +9,8 @@ stage_install() {
   new_venv "$VENV"
   # One architecture is enough to see that the CUDA part builds and loads; the stage gpu compiles for all of them.
   export TORCH_CUDA_ARCH_LIST=9.0
-  PATH=$VENV/bin:$PATH PYTEST_ADDOPTS="--junitxml=$FIRST_RESULTS" count_tests bash -c "$TEST_COMMAND"
+  # Two processes: the tests are the longest part.
+  PATH=$VENV/bin:$PATH PYTEST_ADDOPTS="-n 2 --dist worksteal --junitxml=$FIRST_RESULTS" count_tests bash -c "$TEST_COMMAND"
   build_wheel
   audit_wheel
 }

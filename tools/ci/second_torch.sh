@@ -10,7 +10,6 @@ stage_second_torch() {
   new_venv "$venv"
   "$venv/bin/pip" install -q "torch==$SECOND_TORCH" rich pytest pytest-xdist hypothesis numpy pillow scikit-learn
   "$venv/bin/pip" install -q --no-deps "$WHEELS"/*.whl
-  # A file at a time on each core: this stage is the longest.
-  count_tests "$venv/bin/pytest" -q -n 2 --dist loadfile --junitxml="$results"
+  count_tests "$venv/bin/pytest" -q -n 2 --dist worksteal --junitxml="$results"
   "$venv/bin/python" tools/ci/compare_runs.py "$FIRST_RESULTS" "$results" --minimum "$MINIMUM_TESTS"
 }
