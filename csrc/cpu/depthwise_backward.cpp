@@ -1,47 +1,8 @@
 #include "depthwise_rows.h"
+#include "depthwise_taps.h"
 
 namespace mobilenet_ext {
 namespace {
-
-// Backward-data connects input position i with output position o where i + padding = o * stride + k * dilation. So the
-// inputs of one residue class modulo the stride see a fixed list of taps: here k descending, so o ascending.
-using Taps = std::vector<int>;
-
-std::vector<Taps> tap_classes(int kernel, int stride, int dilation) {
-  std::vector<Taps> classes(stride);
-  for (int k = kernel - 1; k >= 0; --k) classes[k * dilation % stride].push_back(k);
-  return classes;
-}
-
-// The input columns of one class: a depthwise row of stride 1 over the gradient.
-struct ColumnClass {
-  int first, count;  // input columns, a stride apart
-  int offset, step;  // output column of the first tap for the first input column; distance of two taps
-  const Taps* taps;
-};
-
-std::vector<ColumnClass> column_classes(const DepthwiseShape& s, const std::vector<Taps>& classes) {
-  std::vector<ColumnClass> columns;
-  for (int first = 0; first < std::min(s.sw, s.w); ++first) {
-    const Taps& taps = classes[(first + s.left) % s.sw];
-    ColumnClass c{first, (s.w - first + s.sw - 1) / s.sw, 0, 1, &taps};
-    // Exact divisions: the class holds the taps for which they are.
-    if (!taps.empty()) c.offset = (first + s.left - taps[0] * s.dw) / s.sw;
-    if (taps.size() > 1) c.step = (taps[0] - taps[1]) * s.dw / s.sw;
-    columns.push_back(c);
-  }
-  return columns;
-}
-
-Rows gradient_rows(const DepthwiseShape& s, const std::vector<ColumnClass>& columns, const TrainTable& isa) {
-  int left = 0, right = 0;
-  for (const ColumnClass& c : columns) {
-    if (c.taps->empty()) continue;
-    left = std::max(left, -c.offset);
-    right = std::max(right, c.offset + c.step * static_cast<int>(c.taps->size() - 1) + c.count - 1 - (s.ow - 1));
-  }
-  return Rows((s.kh - 1) * s.dh / s.sh + 2, s.ow, left, right, isa.vector);
-}
 
 // Backward of one band, each channel group in turn: the gradient's rows are read once, in order; each completes some
 // rows of dx and adds its share to the weight gradient.
@@ -63,10 +24,11 @@ class Backward {
         row_taps_(tap_classes(s.kh, s.sh, s.dh)),
         column_taps_(tap_classes(s.kw, s.sw, s.dw)),
         columns_(column_classes(s, column_taps_)),
+        pixels_(!gradient.y && !prologue.scale && walks_pixels_back(s, columns_)),
         input_(input_rows(s, train)),
         output_(gradient_rows(s, columns_, train)),
         blocks_(blocks_of(train, s.channels)),
-        groups_(groups_of(s, train, input_.floats(1) + output_.floats(1))),
+        groups_(pixels_ ? pixel_groups(s, train) : groups_of(s, train, input_.floats(1) + output_.floats(1))),
         turn_(turn_rows(s, 2, gradient.y ? 2 : 1)),
         zeros_(static_cast<size_t>(blocks_) * train.vector, 0.0f) {
     if (!dx) return;
@@ -84,7 +46,8 @@ class Backward {
   // Floats of the weight gradient as the kernels lay it out: [block][ky][kx][vector].
   size_t tap_floats() const { return static_cast<size_t>(blocks_) * s_.kh * s_.kw * train_.vector; }
   size_t scratch_floats() const {
-    return input_.floats(blocks_) + output_.floats(blocks_) + tap_floats() + PairSum::scratch_floats(s_.channels);
+    const size_t rings = pixels_ ? 0 : input_.floats(blocks_) + output_.floats(blocks_);
+    return rings + tap_floats() + PairSum::scratch_floats(s_.channels);
   }
 
   // `taps` receives the weight gradient, `sums` [2][channels] those of the masked dx; null: not wanted.
@@ -92,10 +55,12 @@ class Backward {
     std::vector<Lane> lanes;
     for (const Group& group : groups_) {
       Rows output = output_, input = input_;
-      output.use(scratch, group.blocks);
-      scratch += output.floats(group.blocks);
-      input.use(scratch, group.blocks);
-      scratch += input.floats(group.blocks);
+      if (!pixels_) {
+        output.use(scratch, group.blocks);
+        scratch += output.floats(group.blocks);
+        input.use(scratch, group.blocks);
+        scratch += input.floats(group.blocks);
+      }
       const size_t at = static_cast<size_t>(group.block) * s_.kh * s_.kw * train_.vector;
       const size_t count = static_cast<size_t>(group.blocks) * s_.kh * s_.kw * train_.vector;
       const float* image = x_ + static_cast<ptrdiff_t>(band.n) * s_.h * s_.w * s_.channels;
@@ -129,8 +94,14 @@ class Backward {
       for (Lane& lane : lanes) {
         next = iy;
         for (int oy = from; oy < to; ++oy) {
-          read_gradient(band.n, oy, lane);
-          if (weight_grad_ && oy >= band.begin) add_weight_gradient(oy, lane, pointers.data());
+          if (!pixels_) read_gradient(band.n, oy, lane);
+          if (weight_grad_ && oy >= band.begin) {
+            if (pixels_) {
+              add_pixel_gradient(band.n, oy, lane, pointers.data());
+            } else {
+              add_weight_gradient(oy, lane, pointers.data());
+            }
+          }
           if (!dx_) continue;
           for (; next < iy_end && ((next + s_.top) / s_.sh <= oy || oy + 1 == band.end); ++next) {
             make_row(band.n, next, lane, pointers.data());
@@ -203,6 +174,59 @@ class Backward {
     train_.weight_gradient_row(d);
   }
 
+  void add_pixel_gradient(int n, int oy, Lane& lane, const float** pointers) const {
+    const Group& group = lane.group;
+    const float* image = x_ + static_cast<ptrdiff_t>(n) * s_.h * s_.w * s_.channels;
+    int begin = 0;
+    PixelGradientArgs d{};
+    d.count = image_rows(s_, image + group.first, oy, &begin, pointers);
+    d.rows = pointers;
+    d.kw = s_.kw;
+    d.stride = s_.sw;
+    d.width = s_.ow;
+    d.channels = group.channels;
+    d.left = s_.left;
+    d.right = columns_at_right(s_);
+    d.pixel = s_.channels;
+    d.ahead = row_ahead(s_, image + group.first, oy);
+    d.ahead_other = d.ahead && s_.sh > 1 ? -static_cast<ptrdiff_t>(s_.w) * s_.channels : 0;
+    d.g = g_ + (static_cast<ptrdiff_t>(n) * s_.oh + oy) * s_.ow * s_.channels + group.first;
+    d.sums = lane.tap_sums + begin * s_.kw * train_.vector;
+    d.sum_block = static_cast<ptrdiff_t>(s_.kh) * s_.kw * train_.vector;
+    train_.weight_gradient_pixels(d);
+  }
+
+  // Row iy of dx from rows [begin, end) of its taps, columns of class number i.
+  void make_pixels(int n, int iy, const Group& group, int row_class, int begin, int end, size_t i,
+                   const float** pointers) const {
+    const int vector = train_.vector;
+    const Taps& taps = row_taps_[row_class];
+    const ColumnClass& c = columns_[i];
+    const float* gradient = g_ + static_cast<ptrdiff_t>(n) * s_.oh * s_.ow * s_.channels + group.first;
+    for (int t = begin; t < end; ++t) {
+      const ptrdiff_t row = (iy + s_.top - taps[t] * s_.dh) / s_.sh;
+      pointers[t] = gradient + (row * s_.ow + c.offset) * s_.channels;
+    }
+    PixelRowArgs d{};
+    d.count = end - begin;
+    d.rows = pointers + begin;
+    d.kw = static_cast<int>(c.taps->size());
+    d.stride = 1;
+    d.width = c.count;
+    d.channels = group.channels;
+    d.left = c.left();
+    d.right = c.right(s_);
+    d.pixel = s_.channels;
+    d.weight_block = static_cast<ptrdiff_t>(taps.size()) * d.kw * vector;
+    d.weights = packed_[row_class * columns_.size() + i].data() + group.block * d.weight_block +
+                static_cast<ptrdiff_t>(begin) * d.kw * vector;
+    d.out = dx_ + ((static_cast<ptrdiff_t>(n) * s_.h + iy) * s_.w + c.first) * s_.channels + group.first;
+    d.out_pixel = static_cast<ptrdiff_t>(s_.sw) * s_.channels;
+    const int next = (iy + s_.top) / s_.sh + 1;
+    if (i == 0 && next < s_.oh) d.ahead = gradient + static_cast<ptrdiff_t>(next) * s_.ow * s_.channels;
+    train_.depthwise_pixels(d);
+  }
+
   void make_row(int n, int iy, Lane& lane, const float** pointers) const {
     const int vector = train_.vector, row_class = (iy + s_.top) % s_.sh;
     const Group& group = lane.group;
@@ -213,6 +237,10 @@ class Backward {
     while (end > begin && reach(end - 1) / s_.sh >= s_.oh) --end;
     const ptrdiff_t at = (static_cast<ptrdiff_t>(n) * s_.h + iy) * s_.w * s_.channels + group.first;
     for (size_t i = 0; i < columns_.size(); ++i) {
+      if (pixels_) {
+        make_pixels(n, iy, group, row_class, begin, end, i, pointers);
+        continue;
+      }
       const ColumnClass& c = columns_[i];
       DepthwiseArgs d{};
       for (int t = begin; t < end; ++t) {
@@ -266,6 +294,7 @@ class Backward {
   bool weight_grad_;
   std::vector<Taps> row_taps_, column_taps_;
   std::vector<ColumnClass> columns_;
+  bool pixels_;  // straight from the images, without rings of rows
   Rows input_, output_;
   int blocks_;
   std::vector<Group> groups_;

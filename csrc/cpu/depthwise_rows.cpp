@@ -14,6 +14,45 @@ std::vector<float> pack_weight(const float* weight, int channels, int taps, cons
   return packed;
 }
 
+namespace {
+
+// All channels in groups of about as many blocks, at most `most`.
+std::vector<Group> split_channels(const DepthwiseShape& s, const TrainTable& isa, int most) {
+  const int all = blocks_of(isa, s.channels), count = (all + most - 1) / most;
+  std::vector<Group> groups;
+  for (int i = 0; i < count; ++i) {
+    const int begin = all * i / count, end = all * (i + 1) / count, first = begin * isa.vector;
+    groups.push_back({first, std::min(s.channels, end * isa.vector) - first, begin, end - begin});
+  }
+  return groups;
+}
+
+}  // namespace
+
+std::vector<Group> groups_of(const DepthwiseShape& s, const TrainTable& isa, size_t block_floats) {
+  constexpr size_t kRingFloats = 1 << 15;  // 128 kB
+  return split_channels(s, isa, std::max(1, static_cast<int>(kRingFloats / block_floats)));
+}
+
+std::vector<Group> pixel_groups(const DepthwiseShape& s, const TrainTable& isa) {
+  constexpr int kChannels = 256;
+  return split_channels(s, isa, std::max(1, kChannels / isa.vector));
+}
+
+bool walks_pixels(const DepthwiseShape& s) {
+  return s.kw == 3 && s.sw <= 2 && s.dw == 1 && s.left <= 1 && columns_at_right(s) <= 1;
+}
+
+int image_rows(const DepthwiseShape& s, const float* image, int oy, int* begin, const float** pointers) {
+  int end = 0;
+  kernel_rows(s, oy, begin, &end);
+  for (int ky = *begin; ky < end; ++ky) {
+    const ptrdiff_t row = oy * s.sh - s.top + ky * s.dh;
+    pointers[ky - *begin] = image + (row * s.w - s.left) * s.channels;
+  }
+  return end - *begin;
+}
+
 std::vector<Band> bands_of(const DepthwiseShape& s) {
   const int wanted = s.n >= 16 ? 1 : (16 + std::max(1, s.n) - 1) / std::max(1, s.n);
   const int count = std::max(1, std::min(wanted, s.oh / 8));
@@ -46,8 +85,7 @@ InputReader::InputReader(const TrainTable& isa, const DepthwiseShape& s, const f
 
 void InputReader::need(int oy, int* ky_begin, int* ky_end, const float** pointers) {
   const int first = oy * s_.sh - s_.top;
-  *ky_begin = std::min(s_.kh, std::max(0, ceil_div(-first, s_.dh)));
-  *ky_end = std::max(*ky_begin, std::min(s_.kh, floor_div(s_.h - 1 - first, s_.dh) + 1));
+  kernel_rows(s_, oy, ky_begin, ky_end);
   next_ = std::max({next_, first, 0});  // with a dilation later rows need what this one steps over
   for (const int end = first + (*ky_end - 1) * s_.dh + 1; next_ < end; ++next_) {
     args_.x = image_ + static_cast<ptrdiff_t>(next_) * s_.w * s_.channels;

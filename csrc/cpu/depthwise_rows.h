@@ -44,9 +44,13 @@ class Rows {
   float* base_ = nullptr;
 };
 
+// Input columns outside the image that the last output column sees.
+inline int columns_at_right(const DepthwiseShape& s) {
+  return std::max(0, (s.ow - 1) * s.sw - s.left + (s.kw - 1) * s.dw - (s.w - 1));
+}
+
 inline Rows input_rows(const DepthwiseShape& s, const TrainTable& isa) {
-  const int last = (s.ow - 1) * s.sw - s.left + (s.kw - 1) * s.dw;
-  return Rows((s.kh - 1) * s.dh + 1, s.w, s.left, std::max(0, last - (s.w - 1)), isa.vector);
+  return Rows((s.kh - 1) * s.dh + 1, s.w, s.left, columns_at_right(s), isa.vector);
 }
 
 // Channels [first, first + channels) as blocks [block, block + blocks): as many as have their rings in a part of the
@@ -55,17 +59,27 @@ struct Group {
   int first, channels, block, blocks;
 };
 
-inline std::vector<Group> groups_of(const DepthwiseShape& s, const TrainTable& isa, size_t block_floats) {
-  constexpr size_t kRingFloats = 1 << 15;  // 128 kB
-  const int all = blocks_of(isa, s.channels);
-  const int wanted = std::max(1, static_cast<int>(kRingFloats / block_floats));
-  const int count = (all + wanted - 1) / wanted;
-  std::vector<Group> groups;
-  for (int i = 0; i < count; ++i) {
-    const int begin = all * i / count, end = all * (i + 1) / count, first = begin * isa.vector;
-    groups.push_back({first, std::min(s.channels, end * isa.vector) - first, begin, end - begin});
-  }
-  return groups;
+std::vector<Group> groups_of(const DepthwiseShape& s, const TrainTable& isa, size_t block_floats);
+
+// Channel groups of the kernels that need no rings: of as many channels the weights, some columns of three rows and the
+// sums stay in the first cache.
+std::vector<Group> pixel_groups(const DepthwiseShape& s, const TrainTable& isa);
+
+// Whether depthwise_pixels takes a convolution of the image itself.
+bool walks_pixels(const DepthwiseShape& s);
+
+// The kernel rows [begin, end) of output row oy that are inside the image.
+inline void kernel_rows(const DepthwiseShape& s, int oy, int* begin, int* end) {
+  const int first = oy * s.sh - s.top;
+  *begin = std::min(s.kh, std::max(0, ceil_div(-first, s.dh)));
+  *end = std::max(*begin, std::min(s.kh, floor_div(s.h - 1 - first, s.dh) + 1));
+}
+// They themselves in an image: pointers[0 ..] at the first tap of output column 0 and channel 0.
+int image_rows(const DepthwiseShape& s, const float* image, int oy, int* begin, const float** pointers);
+// The last of the rows that output row oy + 1 is the first to read, at column 0; null at the end of the image.
+inline const float* row_ahead(const DepthwiseShape& s, const float* image, int oy) {
+  const int row = (oy + 1) * s.sh - s.top + (s.kh - 1) * s.dh;
+  return row < s.h ? image + static_cast<ptrdiff_t>(row) * s.w * s.channels : nullptr;
 }
 
 // Output rows after which the next group has its turn: what they read and write stays in the second cache.

@@ -20,8 +20,9 @@ class Forward {
         x_(x),
         prologue_(prologue),
         y_(y),
+        pixels_(!prologue.scale && walks_pixels(s)),
         rows_(input_rows(s, train)),
-        groups_(groups_of(s, train, rows_.floats(1))),
+        groups_(pixels_ ? pixel_groups(s, train) : groups_of(s, train, rows_.floats(1))),
         turn_(turn_rows(s, 1, 1)),
         packed_(pack_weight(weight, s.channels, s.kh * s.kw, all_taps(s.kh * s.kw), train.vector)),
         bias_(static_cast<size_t>(blocks_of(train, s.channels)) * train.vector, 0.0f) {
@@ -29,7 +30,7 @@ class Forward {
   }
 
   size_t scratch_floats() const {
-    return rows_.floats(blocks_of(train_, s_.channels)) + PairSum::scratch_floats(s_.channels);
+    return (pixels_ ? 0 : rows_.floats(blocks_of(train_, s_.channels))) + PairSum::scratch_floats(s_.channels);
   }
 
   // `center` and `sums` [2][channels] receive what MergedMoments takes; null: not wanted.
@@ -38,6 +39,7 @@ class Forward {
     std::vector<InputReader> readers;
     std::vector<PairSum> pairs;
     for (const Group& group : groups_) {
+      if (pixels_) break;
       Rows rows = rows_;
       rows.use(scratch, group.blocks);
       scratch += rows.floats(group.blocks);
@@ -52,7 +54,11 @@ class Forward {
       for (size_t i = 0; i < groups_.size(); ++i) {
         for (int oy = from; oy < std::min(band.end, from + turn_); ++oy) {
           float* out = y_ + (static_cast<ptrdiff_t>(band.n) * s_.oh + oy) * s_.ow * s_.channels + groups_[i].first;
-          make_row(oy, groups_[i], readers[i], out, pointers.data());
+          if (pixels_) {
+            make_pixels(oy, groups_[i], image, out, pointers.data());
+          } else {
+            make_row(oy, groups_[i], readers[i], out, pointers.data());
+          }
           if (!sums) continue;
           float* around = center + groups_[i].first;
           if (oy == band.begin) center_of(out, s_.ow, s_.channels, groups_[i].channels, around);
@@ -70,6 +76,28 @@ class Forward {
   }
 
  private:
+  void make_pixels(int oy, const Group& group, const float* image, float* out, const float** pointers) const {
+    const int vector = train_.vector, taps = s_.kh * s_.kw;
+    int begin = 0;
+    PixelRowArgs d{};
+    d.count = image_rows(s_, image + group.first, oy, &begin, pointers);
+    d.rows = pointers;
+    d.kw = s_.kw;
+    d.stride = s_.sw;
+    d.width = s_.ow;
+    d.channels = group.channels;
+    d.left = s_.left;
+    d.right = columns_at_right(s_);
+    d.pixel = d.out_pixel = s_.channels;
+    d.weights = packed_.data() + (static_cast<size_t>(group.block) * taps + begin * s_.kw) * vector;
+    d.weight_block = static_cast<ptrdiff_t>(taps) * vector;
+    d.bias = bias_.data() + static_cast<size_t>(group.block) * vector;
+    d.out = out;
+    d.ahead = row_ahead(s_, image + group.first, oy);
+    d.ahead_other = d.ahead && s_.sh > 1 ? -static_cast<ptrdiff_t>(s_.w) * s_.channels : 0;
+    train_.depthwise_pixels(d);
+  }
+
   void make_row(int oy, const Group& group, InputReader& reader, float* out, const float** pointers) const {
     const int vector = train_.vector;
     DepthwiseArgs d{};
@@ -99,6 +127,7 @@ class Forward {
   const float* x_;
   const Prologue& prologue_;
   float* y_;
+  bool pixels_;  // straight from the image, without a ring of rows
   Rows rows_;
   std::vector<Group> groups_;
   int turn_;

@@ -43,6 +43,33 @@ std::vector<Panel> pack_panels(const IsaTable& isa, const Product& p, Buffer& pa
   return panels;
 }
 
+// Vectors [first, first + vectors) of the narrow side: twos, and a three or a one where their number is odd.
+struct NarrowPanel {
+  int first, vectors;
+};
+
+std::vector<NarrowPanel> narrow_panels(int count) {
+  std::vector<NarrowPanel> panels;
+  for (int first = 0; first < count;) {
+    const int left = count - first;
+    panels.push_back({first, left % 2 == 0 ? 2 : std::min(left, 3)});
+    first += panels.back().vectors;
+  }
+  return panels;
+}
+
+// `valid` columns of some pixels, less their centers, as [pixel][width]; the rest is zero.
+void pack_narrow(const float* from, int pitch, int pixels, const float* center, int valid, int width, float* to) {
+  for (int i = 0; i < pixels; ++i, from += pitch, to += width) {
+    if (center) {
+      for (int j = 0; j < valid; ++j) to[j] = from[j] - center[j];
+    } else {
+      std::copy_n(from, valid, to);
+    }
+    std::fill_n(to + valid, width - valid, 0.0f);
+  }
+}
+
 }  // namespace
 
 void run_product(const IsaTable& isa, const TrainTable& train, const Product& p, const Threads& threads) {
@@ -95,40 +122,29 @@ void run_product(const IsaTable& isa, const TrainTable& train, const Product& p,
   });
 }
 
-void run_weight_product(const IsaTable& isa, const WeightProduct& p, const Threads& threads) {
+void run_weight_product(const TrainTable& train, const WeightProduct& p, const Threads& threads) {
   constexpr int kPixels = 128, kColumns = 24, kGroups = 4;
-  const int n = p.narrow_columns;
+  const int n = p.narrow_columns, vector = train.vector;
   if (p.pixels == 0 && !p.accumulate) std::fill_n(p.out, static_cast<ptrdiff_t>(p.wide_columns) * n, 0.0f);
   if (p.pixels == 0 || n == 0) return;
-  std::vector<Panel> panels = choose_panels(isa, n, false);
-  size_t pixel_floats = 0;
-  for (Panel& panel : panels) {
-    panel.weights = pixel_floats * kPixels;
-    pixel_floats += panel.kind->width;
-  }
   // The narrow side as panels [block of pixels][panel][pixel][width].
+  const std::vector<NarrowPanel> panels = narrow_panels((n + vector - 1) / vector);
+  const ptrdiff_t block_floats = static_cast<ptrdiff_t>((n + vector - 1) / vector) * vector * kPixels;
   const int blocks = static_cast<int>((p.pixels + kPixels - 1) / kPixels);
-  Scratch packed(static_cast<size_t>(blocks) * pixel_floats * kPixels);
+  Scratch packed(static_cast<size_t>(blocks) * block_floats);
   auto pixels_of = [&](int block) {
     return static_cast<int>(std::min<int64_t>(kPixels, p.pixels - static_cast<int64_t>(block) * kPixels));
   };
+  auto panel_at = [&](int block, const NarrowPanel& panel) {
+    return packed.data() + block * block_floats + static_cast<ptrdiff_t>(panel.first) * vector * kPixels;
+  };
   for_each_task(blocks, workers_for(p.pixels * n, blocks, threads), 0, threads, [&](int block, float*) {
-    for (const Panel& panel : panels) {
-      const int width = panel.kind->width;
-      float* to = packed.data() + block * pixel_floats * kPixels + panel.weights;
-      const float* from = p.narrow + static_cast<ptrdiff_t>(block) * kPixels * n + panel.first;
-      const float* center = p.center ? p.center + panel.first : nullptr;
-      for (int i = 0; i < pixels_of(block); ++i, to += width, from += n) {
-        for (int j = 0; j < panel.valid; ++j) to[j] = center ? from[j] - center[j] : from[j];
-        for (int j = panel.valid; j < width; ++j) to[j] = 0.0f;
-      }
+    for (const NarrowPanel& panel : panels) {
+      const int first = panel.first * vector, width = panel.vectors * vector, valid = std::min(width, n - first);
+      pack_narrow(p.narrow + static_cast<ptrdiff_t>(block) * kPixels * n + first, n, pixels_of(block),
+                  p.center ? p.center + first : nullptr, valid, width, panel_at(block, panel));
     }
   });
-  ptrdiff_t rows[kPixels];
-  for (int i = 0; i < kPixels; ++i) rows[i] = static_cast<ptrdiff_t>(i) * p.wide_columns;
-  int widest = 0;
-  for (const Panel& panel : panels) widest = std::max(widest, panel.kind->width);
-  const std::vector<float> bias(widest, 0.0f);
   // Neighbouring groups of columns go to one worker: then it reads the wide side in longer runs. Which worker takes
   // which changes no sum.
   const int groups = (p.wide_columns + kColumns - 1) / kColumns;
@@ -136,27 +152,22 @@ void run_weight_product(const IsaTable& isa, const WeightProduct& p, const Threa
   const int per_task = std::min((groups + workers - 1) / workers, kGroups);
   const int tasks = (groups + per_task - 1) / per_task;
   for_each_task(tasks, workers, 0, threads, [&](int i, float*) {
-    GemmArgs g{};
-    g.a_pixel = 1;
-    g.segments = rows;
-    g.segment_length = 1;
-    g.bias = bias.data();
-    g.c_pixel = g.residual_pixel = n;
-    g.lo = -HUGE_VALF;
-    g.hi = HUGE_VALF;
     const int end = std::min(p.wide_columns, (i + 1) * per_task * kColumns);
+    WeightProductArgs w{};
+    w.wide_pixel = p.wide_columns;
+    w.out_row = n;
     for (int block = 0; block < blocks; ++block) {
-      g.segment_count = pixels_of(block);
+      w.pixels = pixels_of(block);
+      w.add = block || p.accumulate;
       for (int first = i * per_task * kColumns; first < end; first += kColumns) {
-        g.a = p.wide + static_cast<ptrdiff_t>(block) * kPixels * p.wide_columns + first;
-        g.m = std::min(kColumns, end - first);
-        for (const Panel& panel : panels) {
-          g.b = packed.data() + block * pixel_floats * kPixels + panel.weights;
-          g.c = p.out + static_cast<ptrdiff_t>(first) * n + panel.first;
-          g.residual = block || p.accumulate ? g.c : nullptr;
-          g.c_vector = panel.kind->vector;
-          g.n_valid = panel.valid;
-          panel.kind->gemm(g);
+        w.wide = p.wide + static_cast<ptrdiff_t>(block) * kPixels * p.wide_columns + first;
+        w.rows = std::min(kColumns, end - first);
+        for (const NarrowPanel& panel : panels) {
+          w.narrow = panel_at(block, panel);
+          w.vectors = panel.vectors;
+          w.valid = n - panel.first * vector;
+          w.out = p.out + static_cast<ptrdiff_t>(first) * n + panel.first * vector;
+          train.weight_product(w);
         }
       }
     }

@@ -31,6 +31,6 @@ struct WeightProduct {
   int wide_columns, narrow_columns;
   bool accumulate;
 };
-void run_weight_product(const IsaTable& isa, const WeightProduct& product, const Threads& threads);
+void run_weight_product(const TrainTable& train, const WeightProduct& product, const Threads& threads);
 
 }  // namespace mobilenet_ext

@@ -176,7 +176,7 @@ void weight_product(const Tensor& wide, const Tensor& narrow, const MaybeTensor&
   p.wide = floats(wide);
   p.narrow = floats(narrow);
   p.out = writable(out);
-  run_weight_product(Kernels("weight_product").isa, p, threads());
+  run_weight_product(Kernels("weight_product").train, p, threads());
 }
 
 void check_image(const char* name, const Tensor& t) {

@@ -94,7 +94,8 @@ struct Case {
   int n, c, h, w, k, s, p, d;
 };
 
-void test_depthwise(const IsaTable& isa, const TrainTable& train, const Case& t) {
+// `plain`: of the tensors as they are, nothing applied as they are read.
+void test_depthwise(const IsaTable& isa, const TrainTable& train, const Case& t, bool plain) {
   DepthwiseShape s{};
   s.n = t.n, s.channels = t.c, s.h = t.h, s.w = t.w;
   s.kh = s.kw = t.k, s.sh = s.sw = t.s, s.dh = s.dw = t.d, s.top = s.left = t.p;
@@ -106,18 +107,22 @@ void test_depthwise(const IsaTable& isa, const TrainTable& train, const Case& t)
   const Floats weight = random_floats(static_cast<size_t>(t.c) * taps), center = random_floats(t.c);
   const Floats scale = random_floats(t.c), shift = random_floats(t.c), yscale = random_floats(t.c),
                yshift = random_floats(t.c), a = random_floats(t.c), b = random_floats(t.c), c = random_floats(t.c);
-  const Prologue prologue{scale.data(), shift.data(), 0.0f, 1.5f};
-  const GradientPrologue gradient{
-      y.data(), {yscale.data(), yshift.data(), 0.0f, 1.5f}, a.data(), b.data(), c.data(), center.data()};
+  Prologue prologue;
+  GradientPrologue gradient;
+  if (!plain) {
+    prologue = {scale.data(), shift.data(), 0.0f, 1.5f};
+    gradient = {y.data(), {yscale.data(), yshift.data(), 0.0f, 1.5f}, a.data(), b.data(), c.data(), center.data()};
+  }
 
   Doubles value(in), arriving(out), expected_y(out, 0.0), expected_dx(in, 0.0), expected_dw(weight.size(), 0.0);
   for (size_t i = 0; i < in; ++i) {
-    value[i] = std::fmin(1.5f, std::fmax(0.0f, std::fma(x[i], scale[i % t.c], shift[i % t.c])));
+    value[i] = plain ? x[i] : std::fmin(1.5f, std::fmax(0.0f, std::fma(x[i], scale[i % t.c], shift[i % t.c])));
   }
   for (size_t i = 0; i < out; ++i) {
     const int k = static_cast<int>(i % t.c);
     const float z = std::fma(y[i], yscale[k], yshift[k]);
-    arriving[i] = a[k] * masked(g[i], z, 0.0, 1.5) + b[k] * (static_cast<double>(y[i]) - center[k]) + c[k];
+    arriving[i] =
+        plain ? g[i] : a[k] * masked(g[i], z, 0.0, 1.5) + b[k] * (static_cast<double>(y[i]) - center[k]) + c[k];
   }
   for (int n = 0; n < t.n; ++n) {
     for (int oy = 0; oy < s.oh; ++oy) {
@@ -142,6 +147,7 @@ void test_depthwise(const IsaTable& isa, const TrainTable& train, const Case& t)
   Doubles sums(2 * t.c, 0.0), mean(t.c, 0.0);
   for (size_t i = 0; i < in; ++i) {
     const int k = static_cast<int>(i % t.c);
+    if (plain) break;
     expected_dx[i] = masked(expected_dx[i], std::fma(x[i], scale[k], shift[k]), 0.0, 1.5);
     sums[k] += expected_dx[i];
     sums[t.c + k] += expected_dx[i] * (static_cast<double>(x[i]) - center[k]);
@@ -154,8 +160,8 @@ void test_depthwise(const IsaTable& isa, const TrainTable& train, const Case& t)
     Doubles found_mean(t.c), found_var(t.c), found_sums(2 * t.c);
     depthwise_forward(isa, train, s, x.data(), prologue, weight.data(), nullptr, found.data(), found_mean.data(),
                       found_var.data(), threads);
-    depthwise_backward(isa, train, s, g.data(), gradient, x.data(), prologue, center.data(), weight.data(), dx.data(),
-                       dw.data(), found_sums.data(), threads);
+    depthwise_backward(isa, train, s, g.data(), gradient, x.data(), prologue, plain ? nullptr : center.data(),
+                       weight.data(), dx.data(), dw.data(), plain ? nullptr : found_sums.data(), threads);
     for (size_t i = 0; i < out; ++i) check_near("y", found[i], expected_y[i], 2 * taps);
     for (size_t i = 0; i < in; ++i) check_near("dx", dx[i], expected_dx[i], 8 * taps);
     for (size_t i = 0; i < dw.size(); ++i) check_near("dw", dw[i], expected_dw[i], 8 * std::sqrt(1.0 * out / t.c) + 8);
@@ -186,7 +192,7 @@ void test_products(const IsaTable& isa, const TrainTable& train, int pixels, int
     }
   }
   Floats total(static_cast<size_t>(k) * n, 0.5f);
-  run_weight_product(isa, {a.data(), narrow.data(), center.data(), total.data(), pixels, k, n, true}, threads);
+  run_weight_product(train, {a.data(), narrow.data(), center.data(), total.data(), pixels, k, n, true}, threads);
   for (int i = 0; i < k; ++i) {
     for (int j = 0; j < n; ++j) {
       double sum = 0.5;
@@ -214,8 +220,10 @@ int main() {
          {Case{2, 17, 9, 11, 3, 1, 1, 1}, Case{2, 16, 9, 12, 3, 2, 1, 1}, Case{1, 35, 24, 13, 5, 1, 2, 1},
           Case{3, 20, 17, 16, 5, 2, 2, 1}, Case{2, 5, 13, 14, 3, 1, 2, 2}, Case{2, 9, 13, 14, 3, 2, 1, 2},
           Case{1, 8, 20, 21, 4, 3, 3, 2}, Case{2, 8, 1, 1, 3, 1, 1, 1}, Case{2, 8, 7, 7, 2, 3, 0, 1},
-          Case{1, 8, 40, 9, 3, 1, 0, 1}}) {
-      test_depthwise(*isa.table, train, t);
+          Case{1, 8, 40, 9, 3, 1, 0, 1}, Case{1, 20, 4, 2, 3, 2, 1, 1}, Case{1, 8, 2, 5, 3, 2, 1, 1},
+          Case{1, 530, 3, 6, 3, 1, 1, 1}}) {
+      test_depthwise(*isa.table, train, t, false);
+      test_depthwise(*isa.table, train, t, true);
     }
     for (int pixels : {1, 130, 300}) {
       test_products(*isa.table, train, pixels, 7, 5);
