@@ -87,6 +87,7 @@ struct PixelGradientArgs {
 struct WeightProductArgs {
   const float* wide;
   ptrdiff_t wide_pixel;
+  ptrdiff_t ahead;      // from a pixel to the one that is read next after these, in floats
   const float* narrow;  // [pixel][vectors * vector]
   int pixels, rows;
   int vectors;  // 1, 2 or 3

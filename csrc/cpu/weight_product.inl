@@ -15,6 +15,7 @@ NOINLINE void weight_product_tile(const WeightProductArgs& p, int row) {
   UNROLL for (int m = 0; m < MR; ++m) { UNROLL for (int v = 0; v < NV; ++v) acc[m][v] = Full::zero(); }
   const float *wide = p.wide + row, *narrow = p.narrow;
   for (int i = p.pixels; i > 0; --i) {
+    __builtin_prefetch(wide + p.ahead, 0, 2);
     T column[NV];
     UNROLL for (int v = 0; v < NV; ++v) column[v] = Full::load(narrow + v * Full::W);
     UNROLL for (int m = 0; m < MR; ++m) {

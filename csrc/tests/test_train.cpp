@@ -226,6 +226,7 @@ int main() {
       test_depthwise(*isa.table, train, t, true);
     }
     for (int pixels : {1, 130, 300}) {
+      test_products(*isa.table, train, pixels, 27, 300);
       test_products(*isa.table, train, pixels, 7, 5);
       test_products(*isa.table, train, pixels, 48, 40);
     }
