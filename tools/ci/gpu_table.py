@@ -26,8 +26,7 @@ def traffic_table(rows: list[dict[str, Any]]) -> Iterator[str]:
     """Markdown: bytes per image in fp16 of a batch that fills the GPU, as counted."""
     yield "| kernel | layer | moved, kB | least, kB | ratio |"
     yield "|---|---|---|---|---|"
-    for line in dict.fromkeys(_traffic_line(row) for row in rows if row.get("ctas", 1) == 1):
-        yield line
+    yield from dict.fromkeys(_traffic_line(row) for row in rows if row.get("ctas", 1) == 1)
 
 
 def _traffic_line(row: dict[str, Any]) -> str:
