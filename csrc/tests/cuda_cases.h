@@ -14,19 +14,19 @@ using namespace mobilenet_ext::cuda;  // NOLINT
 inline std::mt19937 rng(7);
 
 template <class T>
-constexpr Dtype kDtype = sizeof(T) == 4 ? Dtype::kFloat : Dtype::kHalf;
+inline constexpr Dtype kDtype = sizeof(T) == 4 ? Dtype::kFloat : Dtype::kHalf;
 template <>
-constexpr Dtype kDtype<BFloat16> = Dtype::kBFloat16;
+inline constexpr Dtype kDtype<BFloat16> = Dtype::kBFloat16;
 template <class T>
-constexpr double kEps = 1.2e-7;
+inline constexpr double kEps = 1.2e-7;
 template <>
-constexpr double kEps<Half> = 9.8e-4;
+inline constexpr double kEps<Half> = 9.8e-4;
 template <>
-constexpr double kEps<BFloat16> = 7.9e-3;
+inline constexpr double kEps<BFloat16> = 7.9e-3;
 
 // Half of the distance between the smallest numbers.
 template <class T>
-constexpr double kSmallest = sizeof(T) == 4 ? 1e-30 : 3e-8;
+inline constexpr double kSmallest = sizeof(T) == 4 ? 1e-30 : 3e-8;
 
 // A registered buffer between guards, at a 32-byte boundary; NaN where nothing was given.
 template <class T>

@@ -1,5 +1,6 @@
 #include "emulation.h"
 
+#include <cxxabi.h>
 #include <signal.h>
 #include <sys/mman.h>
 #include <ucontext.h>
@@ -172,12 +173,17 @@ void set_order(Order o, unsigned seed) {
   random_engine.seed(seed);
 }
 
-int register_kernel(const std::string& spelled) {
-  // "... [with auto Function = mobilenet_ext::cuda::name<mobilenet_ext::cuda::Half, 8>]", by clang with "&" before it.
-  std::string name = spelled.substr(spelled.find("Function = ") + 11);
+int register_kernel(const std::type_info& tag) {
+  const std::unique_ptr<char, void (*)(void*)> text(abi::__cxa_demangle(tag.name(), nullptr, nullptr, nullptr),
+                                                    std::free);
+  std::string name = text ? text.get() : tag.name();
+  // "KernelTag<&(void mobilenet_ext::cuda::name<mobilenet_ext::cuda::Half, 8>(mobilenet_ext::cuda::Params))>"
   const std::string space = "mobilenet_ext::cuda::";
   for (size_t at; (at = name.find(space)) != std::string::npos;) name.erase(at, space.size());
-  name.erase(std::remove_if(name.begin(), name.end(), [](char c) { return std::strchr("&()[]", c); }), name.end());
+  name.erase(0, name.find('&') + 1);
+  name.erase(0, name.find_first_not_of("( "));
+  if (name.compare(0, 5, "void ") == 0) name.erase(0, 5);
+  name.erase(std::min(name.find('('), name.size() - 1));  // without parameters the tag's own bracket is left
   known_kernels().push_back({name});
   return static_cast<int>(known_kernels().size()) - 1;
 }

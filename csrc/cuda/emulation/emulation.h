@@ -11,6 +11,7 @@
 #include <cstring>
 #include <functional>
 #include <string>
+#include <typeinfo>
 #include <vector>
 
 #define __global__
@@ -106,14 +107,12 @@ struct Kernel {
 };
 
 // Every kernel that the launchers instantiate is listed before main begins, so that one that never runs is known too.
-int register_kernel(const std::string& spelled);
+template <auto Function>
+struct KernelTag {};
+int register_kernel(const std::type_info& tag);
 const std::vector<Kernel>& kernels();
 template <auto Function>
-const char* spelled() {
-  return __PRETTY_FUNCTION__;
-}
-template <auto Function>
-inline const int kKernel = register_kernel(spelled<Function>());
+inline const int kKernel = register_kernel(typeid(KernelTag<Function>));
 
 // Runs `body` once per thread, as a run of `kernel` unless that is -1. Aborts with a sentence on an access outside
 // every buffer, a misaligned one, or a barrier that some thread never reaches.
