@@ -9,7 +9,7 @@ import torch
 from rich.table import Table
 
 from mobilenet_ext.backends import cuda, triton
-from mobilenet_ext.backends.gpu.choices import item_key
+from mobilenet_ext.backends.gpu.classes import item_key
 from mobilenet_ext.backends.gpu.plans import BASELINE
 from mobilenet_ext.backends.gpu.runtime import runtime
 from mobilenet_ext.backends.gpu.trial import Verdict
@@ -74,7 +74,7 @@ def _not_checked(item: BlockSpec, verdict: Verdict, dtype: str) -> dict[str, str
     reasons = {}
     for backend in (cuda, triton):
         if backend.name not in names:
-            element = getattr(torch, dtype.removesuffix("+tf32"))
+            element = getattr(torch, dtype.partition("+")[0])
             reason = backend.unsupported(item, torch.device("cuda"), element)
             # A backend that takes the item in general may still have no kernel for these widths or this size.
             reasons[backend.name] = reason or "no kernel for these sizes, or an earlier one was trusted"
@@ -92,7 +92,7 @@ def verdicts_on(items: Sequence[tuple[ChainItem, str]]) -> tuple[GpuVerdict, ...
             places.setdefault(key, []).append(path)
     found = []
     for key, item in specs.items():
-        for full, verdict in list(runtime.last.items()):
+        for full, verdict in runtime.verdicts():
             head, *rest = full.split("|")
             if head != key:
                 continue
@@ -112,7 +112,7 @@ def choices_of(item: ChainItem) -> str:
     if not isinstance(item, BlockSpec):
         return BASELINE
     key = item_key(item)
-    names = dict.fromkeys(v.choice for full, v in list(runtime.last.items()) if full.partition("|")[0] == key)
+    names = dict.fromkeys(v.choice for full, v in runtime.verdicts() if full.partition("|")[0] == key)
     return ", ".join(names)
 
 

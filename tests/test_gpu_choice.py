@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -221,17 +222,32 @@ def test_empty_batches_and_linear_items_make_no_trial():
     assert fakes.calls == []
 
 
-def test_threads_make_one_trial_each_class_at_most_and_agree():
-    fakes = Fakes(**{"cuda.a": 0.5})
-    runtime, packed = make_runtime(fakes), packed_item()
-    results = []
-    threads = [threading.Thread(target=lambda: results.append(runtime.run_item(packed, X))) for _ in range(4)]
+def test_threads_that_come_together_make_one_trial(monkeypatch):
+    """All have seen that there is no verdict before any of them may go on: one makes it, the others take it."""
+    count, trials, results = 4, [], []
+    all_here = threading.Barrier(count, timeout=30)
+
+    class Meeting(Fakes):
+        def candidates(self, packed, x, backends):
+            all_here.wait()
+            return super().candidates(packed, x, backends)
+
+    def counted(packed, x, found, timer):
+        trials.append(threading.get_ident())
+        time.sleep(0.05)  # long enough for the others to reach the lock
+        return try_out(packed, x, found, timer)
+
+    monkeypatch.setattr(runtime_module, "try_out", counted)
+    runtime, packed = make_runtime(Meeting(**{"cuda.a": 0.5})), packed_item()
+    threads = [threading.Thread(target=lambda: results.append(runtime.run_item(packed, X))) for _ in range(count)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+    assert len(trials) == 1
+    assert runtime.counters == {"cuda.a": count}
+    assert len(results) == count
     assert all(torch.equal(result, run_aten(packed, X)) for result in results)
-    assert len(results) == 4
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
@@ -332,7 +348,7 @@ def test_a_reference_without_memory_means_pytorch(monkeypatch):
     assert not runtime.verdict_on(SPEC, X).lasting
 
 
-@pytest.mark.parametrize("name", ["backends/cuda.py", "backends/aten.py", "tolerance.py", "spec.py"])
+@pytest.mark.parametrize("name", ["backends/cuda.py", "backends/aten.py", "folding.py", "tolerance.py", "spec.py"])
 def test_verdicts_belong_to_the_code_that_made_them(monkeypatch, name):
     before = choices._code_digest.__wrapped__()
     read = Path.read_bytes

@@ -159,7 +159,7 @@ def test_wrong_slower_and_failing_kernels_are_not_used(as_on_gpu):
     )
     gradients_of(fuse(make_block(), training=False), torch.randn(2, 8, 7, 5))
     assert runtime.counters == {"depthwise_input triton.a": 1, "depthwise_weight aten": 1, "batch_norm aten": 3}
-    rejected = {key.split(".")[1]: verdict.rejected for key, verdict in runtime.last.items()}
+    rejected = {key.split(".")[1]: verdict.rejected for key, verdict in runtime.verdicts()}
     assert "wrong by" in rejected["depthwise_input"]["cuda.wrong"]
     assert rejected["depthwise_weight"] == {"cuda.raises": "RuntimeError: no code for this architecture"}
     assert "wrong by" in rejected["batch_norm"]["triton.wrong"]

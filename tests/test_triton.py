@@ -42,7 +42,7 @@ def test_every_kernel_compiles_without_spills(dtype, target):
     from mobilenet_ext.backends.triton import aot
 
     cases = list(aot.cases(dtype))
-    assert len(cases) >= 20
+    assert len(cases) >= 30
     for case in cases:
         usage = aot.compile_case(case, dtype, target)
         assert usage.spills == 0, (case.name, usage)
@@ -59,6 +59,72 @@ def test_the_register_budget_can_fail():
     large = dataclasses.replace(case, constants={**case.constants, "BM": 512, "BC": 128})
     usage = aot.compile_case(large, "fp16", "sm_90")
     assert usage.spills > 0 or aot.occupancy(usage, "sm_90") < case.occupancy
+
+
+def _tile(warps, constants, names):
+    return (*(constants[name] for name in names), warps)
+
+
+def test_every_configuration_that_dispatch_can_choose_is_compiled():
+    from mobilenet_ext.backends.triton import aot, batch_norm_backward, block, depthwise, depthwise_backward, pointwise
+
+    def compiled(kernel, *names, dtype="fp32", **where):
+        return {
+            _tile(case.warps, case.constants, names)
+            for case in aot.cases(dtype)
+            if case.kernel is kernel and where.items() <= case.constants.items()
+        }
+
+    for dtype, precisions in (("fp16", ("ieee",)), ("bf16", ("ieee",)), ("fp32", ("ieee", "tf32"))):
+        for taps in (3, 5):
+            for nhwc, configs in ((True, depthwise.CONFIGS_NHWC), (False, depthwise.CONFIGS_NCHW)):
+                where = {"NHWC": nhwc, "KH": taps, "dtype": dtype}
+                assert compiled(depthwise.depthwise_kernel, "ROWS", "BW", "BC", **where) == set(configs)
+            data = compiled(depthwise_backward.backward_data_kernel, "BW", "BC", KH=taps, dtype=dtype)
+            assert data == set(depthwise_backward.DATA_CONFIGS)
+        apply = compiled(batch_norm_backward.apply_kernel, "BM", "BC", dtype=dtype)
+        assert apply == set(batch_norm_backward.APPLY_CONFIGS)
+        for precision in precisions:
+            where = {"PRECISION": precision, "dtype": dtype}
+            assert compiled(pointwise.pointwise_kernel, "BM", "BN", "BK", **where) == set(pointwise.CONFIGS)
+            assert compiled(block.inverted_residual_kernel, "BM", "BC", "BO", **where) == set(block.BLOCK_CONFIGS)
+            project = compiled(block.depthwise_project_kernel, "BM", "BC", BO=block.WIDEST_OUTPUT, **where)
+            assert project == {(bm, bc, many) for bm, bc, _, many in block.PROJECT_CONFIGS}
+
+
+def test_what_is_launched_for_wide_layers_is_compiled(monkeypatch):
+    import torch
+
+    from mobilenet_ext.backends.triton import aot, block, common, pointwise
+    from mobilenet_ext.backends.triton.block import Stage
+
+    launched = []
+    names = ("BM", "BN", "BC", "BO", "BK", "PRECISION")
+
+    def tile(warps, constants):
+        return (*(constants.get(name) for name in names), warps)
+
+    def record(kernel, programs, *args, warps=4, stages=3, **constants):
+        launched.append((kernel, tile(warps, constants)))
+
+    monkeypatch.setattr(common, "launch", record)
+    monkeypatch.setattr(common, "precision", lambda dtype: "ieee")
+    x = torch.empty(1, 160, 7, 7, device="meta").to(memory_format=torch.channels_last)
+    hidden = torch.empty(1, 960, 7, 7, device="meta").to(memory_format=torch.channels_last)
+    vector, geometry = torch.empty(960, device="meta"), common.Geometry((3, 3), (1, 1), (1, 1), 1, 1, 7, 7)
+    expand, middle, project = (
+        Stage(torch.empty(shape, device="meta"), vector, vector, "relu6")
+        for shape in ((160, 960), (3, 3, 960), (960, 320))
+    )
+    for config in range(len(pointwise.CONFIGS)):
+        pointwise.pointwise(x, expand.weight, vector, vector, "relu6", None, config)
+    for config in range(len(block.PROJECT_CONFIGS)):
+        block.depthwise_project(hidden, middle, project, geometry, None, config)
+    for config in range(len(block.BLOCK_CONFIGS)):
+        block.inverted_residual(x, expand, middle, project, geometry, False, config)
+    compiled = [(case.kernel, tile(case.warps, case.constants)) for case in aot.cases("fp32")]
+    assert len(launched) == len(pointwise.CONFIGS) + len(block.PROJECT_CONFIGS) + len(block.BLOCK_CONFIGS)
+    assert [entry for entry in launched if entry not in compiled] == []
 
 
 def test_every_kernel_states_its_occupancy():

@@ -70,10 +70,21 @@ struct BlockPlan {
 };
 
 constexpr int kBlockThreads = 256;
-// Tiles that fit into `shared_limit` bytes; splits so that about `ctas` CTAs run at once. tile_h == 0: nothing fits.
+
+// The batch up to a power of two. Plans look at nothing else of it, so that one check, made once per such class, is of
+// the code that every batch of the class runs.
+inline int64_t batch_class(int64_t n) {
+  int64_t up = 1;
+  while (up < n) up *= 2;
+  return up;
+}
+
+// A tile that fits into `shared_limit` bytes, and splits, for a device that runs `ctas` CTAs at once. tile_h == 0:
+// nothing fits.
 BlockPlan plan_block(const Block& b, Dtype dtype, size_t shared_limit, int ctas);
 
-// Chunks of the weight gradient's first stage and the floats of its workspace: functions of the shape alone.
+// Chunks of the weight gradient's first stage and the floats of its workspace: functions of the shape alone, the batch
+// by its class.
 int weight_chunks(const Depthwise& d, Dtype dtype);
 int64_t weight_partials(const Depthwise& d, Dtype dtype);
 

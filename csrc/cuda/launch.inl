@@ -46,8 +46,9 @@ int backward_data(const DepthwiseBackwardData& p, void* stream) {
   const Depthwise& d = p.shape;
   const Threads t = image_threads(d.c, V, d.h, d.w);
   const int64_t blocks = image_blocks(t, d.n, d.c, V, d.h, d.w);
-  if (S == 2 && d.left % 2)
-    return MNX_LAUNCH((depthwise_backward_data_kernel<T, V, K, S, 1>), blocks, 1, t, 0, stream, p);
+  if constexpr (S == 2) {  // at stride 1 every tap hits, whatever the parity
+    if (d.left % 2) return MNX_LAUNCH((depthwise_backward_data_kernel<T, V, K, S, 1>), blocks, 1, t, 0, stream, p);
+  }
   return MNX_LAUNCH((depthwise_backward_data_kernel<T, V, K, S, 0>), blocks, 1, t, 0, stream, p);
 }
 
@@ -143,10 +144,10 @@ int block_by_shape(const Block& p, const BlockPlan& plan, void* stream) {
 
 }  // namespace
 
-// Enough chunks to fill a large GPU, each of at least sixteen strips per thread, so that few rows
+// Enough chunks to fill a large GPU, each of at least eight strips per thread, so that few rows
 // are read by two: of the shape alone, never of the device.
 int weight_chunks(const Depthwise& d, Dtype dtype) {
-  const int64_t strips = d.n * d.oh * ceil_div(d.ow, kColumns);
+  const int64_t strips = batch_class(d.n) * d.oh * ceil_div(d.ow, kColumns);
   const int span = 16 * (dtype == Dtype::kFloat ? 4 : 8);
   const int64_t most = std::max<int64_t>(1, 1024 / std::max(1, d.c / span));
   return static_cast<int>(std::clamp<int64_t>(strips / 128, 1, most));

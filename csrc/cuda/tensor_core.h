@@ -17,10 +17,16 @@ MNX_DEVICE int lane_id() {
   return static_cast<int>(threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z)) & 31;
 }
 
-// Lane l owns columns (l % 2) * 8 .. + 8 of row l / 2.
-template <class T>
+// Lane l owns columns (l % 2) * 8 .. + 8 of row l / 2. Tf32 only where it stands in for the tensor cores.
+template <class T, bool Tf32 = false>
 struct FmaTile {
   float v[8];
+  static MNX_DEVICE float operand(T raw) {
+#if !defined(__CUDACC__)
+    if (Tf32) return emulation::to_tf32(to_float(raw));
+#endif
+    return to_float(raw);
+  }
   MNX_DEVICE void clear() {
 #pragma unroll
     for (int i = 0; i < 8; ++i) v[i] = 0.f;
@@ -31,9 +37,9 @@ struct FmaTile {
     const T* column = b + (lane_id() & 1) * 8;
 #pragma unroll 2
     for (int k = 0; k < kTile; ++k) {
-      const float value = to_float(row[k]);
+      const float value = operand(row[k]);
 #pragma unroll
-      for (int i = 0; i < 8; ++i) v[i] += value * to_float(column[k * ldb + i]);
+      for (int i = 0; i < 8; ++i) v[i] += value * operand(column[k * ldb + i]);
     }
   }
   MNX_DEVICE void store(float* scratch) const {
@@ -99,7 +105,7 @@ struct TileOf<float, true> {
 #else
 template <class T, bool Tf32>
 struct TileOf {
-  using type = FmaTile<T>;
+  using type = FmaTile<T, Tf32>;
 };
 #endif
 

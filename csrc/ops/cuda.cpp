@@ -1,11 +1,15 @@
 // The CUDA kernels as operators mobilenet_ext_cuda::*: checks, allocation, device and stream; the work is csrc/cuda.
-// A library of its own, since one that links libtorch_cuda cannot be loaded under a torch without CUDA.
+// Whether tensors are on a GPU is checked last, so that tensors on the CPU show every other message where there is
+// none. A library of its own, since one that links libtorch_cuda cannot be loaded under a torch without CUDA.
 #include <cuda_runtime_api.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 
 #include <array>
+#include <climits>
 #include <cstdint>
+#include <string>
+#include <utility>
 
 #include "cuda/launch.h"
 #include "tensors.h"
@@ -16,6 +20,7 @@ namespace {
 using cuda::Dtype;
 using torch::headeronly::MemoryFormat;
 using torch::headeronly::ScalarType;
+using torch::headeronly::toString;
 using torch::stable::accelerator::DeviceGuard;
 
 void check_launch(int error, const char* what) {
@@ -34,6 +39,21 @@ int attribute(cudaDeviceAttr which, int device) {
   return value;
 }
 
+std::string device_text(const Tensor& t) {
+  if (t.is_cuda()) return "cuda:" + std::to_string(t.get_device_index());
+  return t.is_cpu() ? "cpu" : "a device that is neither cuda nor cpu";
+}
+
+std::string strides_text(const Tensor& t) {
+  std::string s;
+  for (int64_t d = 0; d < t.dim(); ++d) s += (d ? ", " : "") + std::to_string(t.stride(d));
+  return "(" + s + ")";
+}
+
+void check_on_gpu(const char* name, const Tensor& t) {
+  STD_TORCH_CHECK(t.is_cuda(), name, " is on ", device_text(t), "; allowed: cuda");
+}
+
 Dtype dtype_of(const char* name, const Tensor& t) {
   switch (t.scalar_type()) {
     case ScalarType::Float:
@@ -43,33 +63,41 @@ Dtype dtype_of(const char* name, const Tensor& t) {
     case ScalarType::BFloat16:
       return Dtype::kBFloat16;
     default:
-      STD_TORCH_CHECK(false, name, " has a dtype without a kernel; allowed: float32, float16, bfloat16");
+      STD_TORCH_CHECK(false, name, " is ", toString(t.scalar_type()), "; allowed: Float, Half, BFloat16");
   }
 }
 
 void check_image(const char* name, const Tensor& t) {
   STD_TORCH_CHECK(t.dim() == 4, name, " has shape ", shape_text(t), "; allowed: four dimensions (N, C, H, W)");
-  STD_TORCH_CHECK(t.is_cuda(), name, " is not on a GPU, where this kernel runs");
-  STD_TORCH_CHECK(is_channels_last(t) || t.numel() == 0, name, " is not channels_last (shape ", shape_text(t), ")");
+  STD_TORCH_CHECK(is_channels_last(t) || t.numel() == 0, name, " has shape ", shape_text(t), " and strides ",
+                  strides_text(t), "; allowed: those of channels_last");
   STD_TORCH_CHECK(t.size(1) * t.size(2) * t.size(3) < (int64_t{1} << 31), name, " has shape ", shape_text(t),
-                  "; images of fewer than 2^31 elements are supported");
+                  "; allowed: images of fewer than 2^31 elements");
 }
 
 // Contiguous, of this many elements, beside x; fp32 where `dtype` is.
-void check_tensor(const char* name, const Tensor& t, const Tensor& x, ScalarType dtype, int64_t count) {
-  STD_TORCH_CHECK(t.is_cuda() && t.get_device_index() == x.get_device_index(), name, " is not on the device of x");
-  STD_TORCH_CHECK(t.scalar_type() == dtype, name, " has the wrong dtype; weights have that of x, vectors are float32");
-  STD_TORCH_CHECK(t.is_contiguous() && t.numel() == count, name, " has shape ", shape_text(t), "; needed are ", count,
-                  " contiguous elements");
+void check_tensor(const std::string& name, const Tensor& t, const Tensor& x, ScalarType dtype, int64_t count) {
+  STD_TORCH_CHECK(device_text(t) == device_text(x), name, " is on ", device_text(t), "; allowed: the device of x, ",
+                  device_text(x));
+  STD_TORCH_CHECK(t.scalar_type() == dtype, name, " is ", toString(t.scalar_type()), "; allowed: ", toString(dtype));
+  STD_TORCH_CHECK(t.is_contiguous() && t.numel() == count, name, " has shape ", shape_text(t), " and strides ",
+                  strides_text(t), "; allowed: ", count, " contiguous elements");
+}
+
+int check_activation(const std::string& name, int64_t code) {
+  STD_TORCH_CHECK(code >= 0 && code <= 2, name, " is ", code, "; allowed: 0 (none), 1 (ReLU), 2 (ReLU6)");
+  return static_cast<int>(code);
 }
 
 // geometry: kernel, stride, top, left, output (or, for backward_data, input) height and width.
 cuda::Depthwise shape_of(const Tensor& x, const std::vector<int64_t>& geometry) {
-  STD_TORCH_CHECK(geometry.size() == 6, "geometry has ", geometry.size(), " numbers; needed are 6");
+  STD_TORCH_CHECK(geometry.size() == 6, "geometry has ", geometry.size(), " numbers; allowed: 6");
+  for (const int64_t value : geometry)
+    STD_TORCH_CHECK(value >= 0 && value <= INT_MAX, "geometry holds ", value, "; allowed: 0 to 2^31 - 1");
   const auto g = [&](int i) { return static_cast<int>(geometry[static_cast<size_t>(i)]); };
-  STD_TORCH_CHECK((g(0) == 3 || g(0) == 5) && (g(1) == 1 || g(1) == 2), "kernel ", g(0), " and stride ", g(1),
-                  "; allowed: kernel 3 or 5, stride 1 or 2");
-  STD_TORCH_CHECK(g(2) >= 0 && g(3) >= 0 && g(4) > 0 && g(5) > 0, "padding or size of the geometry is out of range");
+  STD_TORCH_CHECK(g(0) == 3 || g(0) == 5, "geometry has kernel ", g(0), "; allowed: 3, 5");
+  STD_TORCH_CHECK(g(1) == 1 || g(1) == 2, "geometry has stride ", g(1), "; allowed: 1, 2");
+  STD_TORCH_CHECK(g(4) > 0 && g(5) > 0, "geometry has a result of ", g(4), " x ", g(5), " pixels; allowed: at least 1");
   return {x.size(0),
           static_cast<int>(x.size(2)),
           static_cast<int>(x.size(3)),
@@ -97,11 +125,13 @@ Tensor depthwise(const Tensor& x, const Tensor& weight, const Tensor& scale, con
   check_tensor("weight", weight, x, x.scalar_type(), int64_t{shape.kernel} * shape.kernel * shape.c);
   check_tensor("scale", scale, x, ScalarType::Float, shape.c);
   check_tensor("shift", shift, x, ScalarType::Float, shape.c);
+  const int act = check_activation("activation", activation);
+  check_on_gpu("x", x);
   const DeviceGuard guard(x.get_device_index());
   Tensor y = new_image(x, shape.n, shape.c, shape.oh, shape.ow);
   if (y.numel() == 0) return y;
-  const cuda::DepthwiseForward p{shape,         x.const_data_ptr(),   weight.const_data_ptr(),     floats(scale),
-                                 floats(shift), y.mutable_data_ptr(), static_cast<int>(activation)};
+  const cuda::DepthwiseForward p{
+      shape, x.const_data_ptr(), weight.const_data_ptr(), floats(scale), floats(shift), y.mutable_data_ptr(), act};
   check_launch(cuda::depthwise_forward(p, dtype, current_stream(x)), "depthwise");
   return y;
 }
@@ -113,6 +143,7 @@ Tensor depthwise_backward_data(const Tensor& dy, const Tensor& weight, const std
   std::swap(shape.h, shape.oh);
   std::swap(shape.w, shape.ow);
   check_tensor("weight", weight, dy, dy.scalar_type(), int64_t{shape.kernel} * shape.kernel * shape.c);
+  check_on_gpu("dy", dy);
   const DeviceGuard guard(dy.get_device_index());
   Tensor dx = new_image(dy, shape.n, shape.c, shape.h, shape.w);
   if (dx.numel() == 0) return dx;
@@ -126,10 +157,14 @@ Tensor depthwise_backward_weight(const Tensor& x, const Tensor& dy, const std::v
   check_image("dy", dy);
   const Dtype dtype = dtype_of("x", x);
   const cuda::Depthwise shape = shape_of(x, geometry);
-  STD_TORCH_CHECK(dy.scalar_type() == x.scalar_type() && dy.size(0) == shape.n && dy.size(1) == shape.c &&
-                      dy.size(2) == shape.oh && dy.size(3) == shape.ow,
-                  "dy has shape ", shape_text(dy), "; the geometry of x ", shape_text(x),
-                  " needs another, or its dtype");
+  STD_TORCH_CHECK(dy.scalar_type() == x.scalar_type(), "dy is ", toString(dy.scalar_type()), "; allowed: that of x, ",
+                  toString(x.scalar_type()));
+  STD_TORCH_CHECK(device_text(dy) == device_text(x), "dy is on ", device_text(dy), "; allowed: the device of x, ",
+                  device_text(x));
+  STD_TORCH_CHECK(dy.size(0) == shape.n && dy.size(1) == shape.c && dy.size(2) == shape.oh && dy.size(3) == shape.ow,
+                  "dy has shape ", shape_text(dy), "; allowed: (", shape.n, ", ", shape.c, ", ", shape.oh, ", ",
+                  shape.ow, ") by x and the geometry");
+  check_on_gpu("x", x);
   const DeviceGuard guard(x.get_device_index());
   Tensor dw = torch::stable::empty({shape.kernel, shape.kernel, shape.c}, ScalarType::Float, std::nullopt, x.device());
   if (x.numel() == 0) return torch::stable::fill_(dw, 0);
@@ -146,26 +181,33 @@ Tensor depthwise_backward_weight(const Tensor& x, const Tensor& dy, const std::v
 Tensor inverted_residual(const Tensor& x, const std::vector<Tensor>& tensors, const std::vector<int64_t>& geometry,
                          const std::vector<int64_t>& activations, bool residual, bool tf32) {
   check_image("x", x);
-  STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(x.const_data_ptr()) % 16 == 0,
-                  "x begins off a multiple of 16 bytes, which whole blocks need; clone it");
-  STD_TORCH_CHECK(tensors.size() == 9 && activations.size() == 3, "tensors and activations have ", tensors.size(),
-                  " and ", activations.size(), " entries; needed are 9 and 3");
+  const uintptr_t address = reinterpret_cast<uintptr_t>(x.const_data_ptr());
+  STD_TORCH_CHECK(address % 16 == 0, "x begins ", address % 16, " bytes after a multiple of 16; allowed: on one");
+  STD_TORCH_CHECK(tensors.size() == 9, "tensors has ", tensors.size(), " entries; allowed: 9");
+  STD_TORCH_CHECK(activations.size() == 3, "activations has ", activations.size(), " entries; allowed: 3");
   const Dtype dtype = dtype_of("x", x);
   const cuda::Depthwise shape = shape_of(x, geometry);
-  STD_TORCH_CHECK(shape.kernel == 3, "kernel is ", shape.kernel, "; whole blocks take 3");
-  STD_TORCH_CHECK(tensors[0].dim() == 2 && tensors[6].dim() == 2,
-                  "expand and project weights must have two dimensions");
+  STD_TORCH_CHECK(shape.kernel == 3, "geometry has kernel ", shape.kernel, "; allowed for a whole block: 3");
+  STD_TORCH_CHECK(tensors[0].dim() == 2, "the expand weight has shape ", shape_text(tensors[0]),
+                  "; allowed: two dimensions (C, hidden)");
+  STD_TORCH_CHECK(tensors[6].dim() == 2, "the project weight has shape ", shape_text(tensors[6]),
+                  "; allowed: two dimensions (hidden, C')");
   const int64_t cin = x.size(1), hidden = tensors[0].size(1), cout = tensors[6].size(1);
-  STD_TORCH_CHECK(cin % 8 == 0 && hidden % 8 == 0 && cout % 8 == 0, "widths are ", cin, ", ", hidden, " and ", cout,
-                  "; whole blocks take multiples of 8");
+  STD_TORCH_CHECK(cin % 8 == 0 && hidden % 8 == 0 && cout % 8 == 0, "the widths of the block are ", cin, ", ", hidden,
+                  " and ", cout, "; allowed: multiples of 8");
   const std::array<int64_t, 3> widths{hidden, hidden, cout}, weights{cin * hidden, 9 * hidden, hidden * cout};
+  const std::array<const char*, 3> roles{"expand", "depthwise", "project"};
   for (size_t i = 0; i < 3; ++i) {
-    check_tensor("weight", tensors[3 * i], x, x.scalar_type(), weights[i]);
-    check_tensor("scale", tensors[3 * i + 1], x, ScalarType::Float, widths[i]);
-    check_tensor("shift", tensors[3 * i + 2], x, ScalarType::Float, widths[i]);
+    const std::string stage = std::string("the ") + roles[i];
+    check_tensor(stage + " weight", tensors[3 * i], x, x.scalar_type(), weights[i]);
+    check_tensor(stage + " scale", tensors[3 * i + 1], x, ScalarType::Float, widths[i]);
+    check_tensor(stage + " shift", tensors[3 * i + 2], x, ScalarType::Float, widths[i]);
+    check_activation(stage + " activation", activations[i]);
   }
-  STD_TORCH_CHECK(!residual || (cin == cout && shape.h == shape.oh && shape.w == shape.ow),
-                  "residual needs an output like the input");
+  STD_TORCH_CHECK(!residual || (cin == cout && shape.h == shape.oh && shape.w == shape.ow), "the result is ", cout,
+                  " x ", shape.oh, " x ", shape.ow, "; allowed with a residual: ", cin, " x ", shape.h, " x ", shape.w,
+                  ", as x");
+  check_on_gpu("x", x);
   const int device = x.get_device_index();
   const DeviceGuard guard(device);
   Tensor y = new_image(x, shape.n, cout, shape.oh, shape.ow);
@@ -204,8 +246,8 @@ Tensor inverted_residual(const Tensor& x, const std::vector<Tensor>& tensors, co
   const size_t shared = static_cast<size_t>(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
   const int ctas = attribute(cudaDevAttrMultiProcessorCount, device);
   const cuda::BlockPlan plan = cuda::plan_block(block, dtype, shared, ctas);
-  STD_TORCH_CHECK(plan.tile_h > 0, "no tile of this block (", cin, " -> ", hidden, " -> ", cout, ") fits into ", shared,
-                  " bytes of shared memory");
+  STD_TORCH_CHECK(plan.tile_h > 0, "the widths of the block are ", cin, ", ", hidden, " and ", cout,
+                  "; allowed on this GPU: those of which a tile fits into ", shared, " bytes of shared memory");
   Tensor partial = torch::stable::empty({plan.splits > 1 ? plan.splits * y.numel() : 1}, ScalarType::Float,
                                         std::nullopt, x.device());
   block.partial = static_cast<float*>(partial.mutable_data_ptr());
@@ -230,12 +272,15 @@ STABLE_TORCH_LIBRARY(mobilenet_ext_cuda, m) {
   m.def("probe(int device) -> ()");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(mobilenet_ext_cuda, CUDA, m) {
-  m.impl("depthwise", TORCH_BOX(&mobilenet_ext::depthwise));
-  m.impl("depthwise_backward_data", TORCH_BOX(&mobilenet_ext::depthwise_backward_data));
-  m.impl("depthwise_backward_weight", TORCH_BOX(&mobilenet_ext::depthwise_backward_weight));
+#define MNX_IMPLEMENT(m)                                                                     \
+  m.impl("depthwise", TORCH_BOX(&mobilenet_ext::depthwise));                                 \
+  m.impl("depthwise_backward_data", TORCH_BOX(&mobilenet_ext::depthwise_backward_data));     \
+  m.impl("depthwise_backward_weight", TORCH_BOX(&mobilenet_ext::depthwise_backward_weight)); \
   m.impl("inverted_residual", TORCH_BOX(&mobilenet_ext::inverted_residual));
-}
+
+STABLE_TORCH_LIBRARY_IMPL(mobilenet_ext_cuda, CUDA,
+                          m){MNX_IMPLEMENT(m)} STABLE_TORCH_LIBRARY_IMPL(mobilenet_ext_cuda, CPU, m){MNX_IMPLEMENT(m)}
+// which say what is wrong
 
 STABLE_TORCH_LIBRARY_IMPL(mobilenet_ext_cuda, CompositeExplicitAutograd, m) {
   m.impl("probe", TORCH_BOX(&mobilenet_ext::probe));

@@ -1,4 +1,7 @@
-"""Reads ``ptxas -v`` output on stdin or from files: registers, shared memory and spills per kernel; fails on spills."""
+"""Reads ``ptxas -v`` output: registers, shared memory and spills per kernel.
+
+Fails on spills, and unless every log has exactly the kernels of a list: those that the emulation knows and has run.
+"""
 
 from __future__ import annotations
 
@@ -53,23 +56,36 @@ def demangle(names: list[str]) -> list[str]:
     return short
 
 
+def listed(path: Path) -> set[str]:
+    """The kernels that ``test_cuda kernels`` printed, by the names that :func:`demangle` gives."""
+    return {line.replace("Half", "half").replace("BFloat16", "bf16") for line in path.read_text().splitlines()}
+
+
+def faults(log: Path, expected: set[str]) -> list[str]:
+    """What is wrong with the kernels of one log, in sentences."""
+    kernels = parse(log.read_text())
+    names = demangle([kernel.name for kernel in kernels])
+    found = [
+        f"{log.name}: {name} spills {kernel.spills} bytes at {kernel.registers} registers"
+        for name, kernel in zip(names, kernels, strict=True)
+        if kernel.spills
+    ]
+    found += [f"{log.name}: {name} is compiled, but the emulation does not know it" for name in {*names} - expected]
+    return found + [f"{log.name}: {name} is not compiled, but the emulation runs it" for name in expected - {*names}]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("logs", nargs="+", type=Path)
-    parser.add_argument("--minimum", type=int, required=True, help="how many kernels each log must have at least")
+    parser.add_argument("--kernels", type=Path, required=True, help="the output of `test_cuda kernels`")
     arguments = parser.parse_args()
-    failures = 0
+    expected, failures = listed(arguments.kernels), 0
     for log in arguments.logs:
-        kernels = parse(log.read_text())
-        names = demangle([kernel.name for kernel in kernels])
-        spilling = [(name, kernel) for name, kernel in zip(names, kernels, strict=True) if kernel.spills]
-        for name, kernel in spilling:
-            print(f"{log.name}: {name} spills {kernel.spills} bytes at {kernel.registers} registers")
-        if len(kernels) < arguments.minimum:
-            print(f"{log.name}: {len(kernels)} kernels; expected at least {arguments.minimum}")
-        failures += len(spilling) + (len(kernels) < arguments.minimum)
+        kernels, found = parse(log.read_text()), faults(log, expected)
+        print("\n".join(found), end="\n" if found else "")
+        failures += len(found) + (not kernels)
         most = max((kernel.registers for kernel in kernels), default=0)
-        print(f"{log.name}: {len(kernels)} kernels, at most {most} registers, {len(spilling)} with spills")
+        print(f"{log.name}: {len(kernels)} kernels, at most {most} registers, {len(found)} faults")
     return 1 if failures else 0
 
 

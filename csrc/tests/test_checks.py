@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 import unittest
+from pathlib import Path
 
 import check_instructions
 import check_spills
 import check_symbols
+import cuda_resources
 
 TABLE = "0000000000000000 D mobilenet_ext_isa_avx2\n0000000000000010 t (anonymous namespace)::depthwise_row()\n"
 
@@ -88,6 +92,38 @@ class Instructions(unittest.TestCase):
     def test_blocks_without_a_figure_and_figures_without_a_block(self) -> None:
         lines = check_instructions.failures({"avx2 other": 2.0}, self.ALLOWED)
         self.assertEqual([line.split(":")[0] for line in lines], ["avx2 other", "avx2 block"])
+
+
+@unittest.skipIf(shutil.which("c++filt") is None, "needs c++filt")
+class CudaKernels(unittest.TestCase):
+    """Compiled kernels are those that the emulation knows, without spills."""
+
+    NAME = "depthwise_kernel<half, 8, 3, 1>"
+
+    def faults(self, expected: str, spilled: int = 0) -> list[str]:
+        log = (
+            "ptxas info    : Compiling entry function "
+            "'_ZN13mobilenet_ext4cuda16depthwise_kernelI6__halfLi8ELi3ELi1EEEvNS0_16DepthwiseForwardE' for 'sm_90'\n"
+            f"    0 bytes stack frame, {spilled} bytes spill stores, 0 bytes spill loads\n"
+            "ptxas info    : Used 88 registers, used 1 barriers\n"
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            path, names = Path(folder, "kernels_sm_90.log"), Path(folder, "kernels.txt")
+            path.write_text(log)
+            names.write_text(expected + "\n")
+            return cuda_resources.faults(path, cuda_resources.listed(names))
+
+    def test_what_the_emulation_knows(self) -> None:
+        self.assertEqual(self.faults("depthwise_kernel<Half, 8, 3, 1>"), [])
+
+    def test_a_kernel_that_it_does_not_know_and_one_that_is_not_compiled(self) -> None:
+        first, second = self.faults("depthwise_kernel<BFloat16, 8, 3, 1>")
+        self.assertIn(f"{self.NAME} is compiled, but the emulation does not know it", first)
+        self.assertIn("depthwise_kernel<bf16, 8, 3, 1> is not compiled", second)
+
+    def test_spills(self) -> None:
+        (line,) = self.faults("depthwise_kernel<Half, 8, 3, 1>", 16)
+        self.assertIn(f"{self.NAME} spills 16 bytes", line)
 
 
 if __name__ == "__main__":

@@ -246,5 +246,5 @@ def run(
             for batch in batches:
                 progress(f"{case.name} {dtype} batch {batch}")
                 measure(report, timer, case, batch, dtype)
-    report.choices = {key: verdict.why for key, verdict in runtime.last.items()}
+    report.choices = {key: verdict.why for key, verdict in runtime.verdicts()}
     return report

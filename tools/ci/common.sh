@@ -56,6 +56,11 @@ new_venv() {
   "${PYTHON:-python3}" -m venv "$1"
 }
 
+# The nvcc of a toolkit that is here, as the build would find it; nothing where there is none. Needs $VENV.
+toolkit_nvcc() {
+  (cd build_backend && "$VENV/bin/python" -B -c 'import environment; print(environment.find_nvcc() or "")')
+}
+
 # The last line says how many tests passed, all stages together.
 finish() {
   local status=$1

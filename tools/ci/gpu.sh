@@ -3,7 +3,6 @@
 # docstrings and docs/gpu.md state, and the tables of docs/gpu.md.
 # shellcheck shell=bash
 
-CUDA_KERNELS=116 # that each architecture must have at least
 NVCC_WHEELS=(nvidia-cuda-nvcc nvidia-cuda-crt nvidia-nvvm nvidia-cuda-runtime nvidia-cuda-cccl)
 
 stage_gpu() {
@@ -20,9 +19,11 @@ stage_gpu() {
   for pid in "${pids[@]}"; do
     wait "$pid" || failed=1
   done
-  python3 csrc/tests/cuda_resources.py "$WORK"/kernels_sm_{80,90,100}.log --minimum "$CUDA_KERNELS" || failed=1
-  [[ -x $WORK/core-g++/csrc/tests/cuda_traffic ]] || core_build "$WORK/core-g++" -DCMAKE_CXX_COMPILER=g++
-  "$WORK/core-g++/csrc/tests/cuda_traffic" >"$WORK/traffic.jsonl" || failed=1
+  local tests=$WORK/core-g++/csrc/tests
+  [[ -x $tests/cuda_traffic && -x $tests/test_cuda ]] || core_build "$WORK/core-g++" -DCMAKE_CXX_COMPILER=g++
+  "$tests/test_cuda" kernels >"$WORK/kernels.txt"
+  python3 csrc/tests/cuda_resources.py "$WORK"/kernels_sm_{80,90,100}.log --kernels "$WORK/kernels.txt" || failed=1
+  "$tests/cuda_traffic" >"$WORK/traffic.jsonl" || failed=1
   python3 tools/ci/gpu_table.py "$WORK/traffic.jsonl" "$WORK"/kernels_sm_{80,90,100}.log \
     --triton "$WORK/triton.jsonl" --check docs/gpu.md || failed=1
   [[ $failed == 0 ]] || fail "see above"
@@ -31,7 +32,7 @@ stage_gpu() {
 # The nvcc of a toolkit that is here, else the one that the wheels bring.
 find_nvcc() {
   local found
-  found=$(cd build_backend && "$VENV/bin/python" -c 'import environment; print(environment.find_nvcc() or "")')
+  found=$(toolkit_nvcc)
   if [[ -z $found ]]; then
     "$VENV/bin/pip" install -q "${NVCC_WHEELS[@]/%/==13.0.*}" >&2
     found=$(echo "$VENV"/lib/python3.*/site-packages/nvidia/cu13/bin/nvcc)

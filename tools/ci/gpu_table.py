@@ -23,23 +23,29 @@ def _kb(count: int) -> str:
 
 
 def traffic_table(rows: list[dict[str, Any]]) -> Iterator[str]:
-    """Markdown: bytes per image in fp16, as counted."""
+    """Markdown: bytes per image in fp16 of a batch that fills the GPU, as counted."""
     yield "| kernel | layer | moved, kB | least, kB | ratio |"
     yield "|---|---|---|---|---|"
-    seen = set()
+    yield from dict.fromkeys(_traffic_line(row) for row in rows if row.get("ctas", 1) == 1)
+
+
+def _traffic_line(row: dict[str, Any]) -> str:
+    start = f"| {row['kernel']} | {row.get('layer', '')} | {_kb(row['moved'])} |"
+    return start + (f" {_kb(row['least'])} | {row['moved'] / row['least']:.2f} |" if "least" in row else " | |")
+
+
+def single_table(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """Markdown: what the blocks move for one image that has the GPU to itself, and over how many CTAs."""
+    yield "| block | tile | hidden channels over | CTAs | moved, kB | least, kB | ratio |"
+    yield "|---|---|---|---|---|---|---|"
     for row in rows:
-        line = f"| {row['kernel']} | {row.get('layer', '')} | {_kb(row['moved'])} |"
-        if "least" in row:
-            line += f" {_kb(row['least'])} | {row['moved'] / row['least']:.2f} |"
-        else:
-            line += " | |"
-        if row.get("splits", 1) > 1:
-            line = line.replace(" |", f", hidden channels over {row['splits']} CTAs |", 2).replace(
-                f", hidden channels over {row['splits']} CTAs |", " |", 1
-            )
-        if line not in seen:
-            seen.add(line)
-            yield line
+        if row.get("ctas", 1) > 1:
+            if row["kernel"] == "inverted_residual":
+                cells = [row["layer"], row["tile"], row["splits"], row["programs"]]
+                ratio = f"{row['moved'] / row['least']:.2f}"
+                yield "| " + " | ".join(map(str, [*cells, _kb(row["moved"]), _kb(row["least"]), ratio])) + " |"
+            else:
+                yield f"| {row['kernel']} | | | | {_kb(row['moved'])} | | |"
 
 
 def block_table(rows: list[dict[str, Any]]) -> Iterator[str]:
@@ -47,7 +53,7 @@ def block_table(rows: list[dict[str, Any]]) -> Iterator[str]:
     yield "| block | tile | shared memory, kB | weights, kB | weights read from L2 per image, kB |"
     yield "|---|---|---|---|---|"
     for row in rows:
-        if row["kernel"] == "inverted_residual" and row["splits"] == 1:
+        if row["kernel"] == "inverted_residual" and row["ctas"] == 1:
             numbers = [_kb(row[name]) for name in ("shared", "weights", "weights_l2")]
             yield f"| {row['layer']} | {row['tile']} | " + " | ".join(numbers) + " |"
 
@@ -60,7 +66,7 @@ def main() -> int:
     parser.add_argument("--check", type=Path, metavar="DOCUMENT")
     arguments = parser.parse_args()
     rows = [json.loads(line) for line in arguments.traffic.read_text().splitlines()]
-    traffic = [*traffic_table(rows), "", *block_table(rows)]
+    traffic = [*traffic_table(rows), "", *single_table(rows), "", *block_table(rows)]
     kernels = read_triton(arguments.triton) if arguments.triton else []
     if arguments.check:
         document = arguments.check.read_text().splitlines()

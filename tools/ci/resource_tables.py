@@ -32,7 +32,7 @@ _SHOWN = (
 )  # fmt: skip
 _TRITON_SHOWN = (
     "depthwise_nhwc_k3s1", "depthwise_nchw_k3s1", "depthwise_backward_data_k3s1", "depthwise_backward_weight_k3s1",
-    "pointwise", "depthwise_project_32", "depthwise_project_256", "inverted_residual", "batch_norm_backward_reduce",
+    "pointwise", "depthwise_project_32", "depthwise_project_64", "inverted_residual", "batch_norm_backward_reduce",
     "batch_norm_backward_apply", "sum_partials",
 )  # fmt: skip
 _SHARED = {4: 86528, 10: 93952, 6: 93952}  # bytes of a typical layer, by tiles per warp

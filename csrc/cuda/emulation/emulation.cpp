@@ -1,5 +1,6 @@
 #include "emulation.h"
 
+#include <cxxabi.h>
 #include <signal.h>
 #include <sys/mman.h>
 #include <ucontext.h>
@@ -15,18 +16,6 @@
 
 namespace mobilenet_ext {
 namespace cuda {
-
-float half_to_float(uint16_t bits) {
-  const uint32_t sign = static_cast<uint32_t>(bits & 0x8000) << 16, exponent = bits >> 10 & 31, fraction = bits & 1023;
-  float f;
-  if (exponent == 0) {
-    f = std::ldexp(static_cast<float>(fraction), -24);
-    return sign ? -f : f;
-  }
-  const uint32_t u = sign | (exponent == 31 ? 0x7f800000u : (exponent + 112) << 23) | fraction << 13;
-  std::memcpy(&f, &u, 4);
-  return f;
-}
 
 uint16_t float_to_half(float v) {
   uint32_t u;
@@ -109,6 +98,11 @@ void place_shared(size_t bytes) {
   shared = shared_map + pages - rounded;
 }
 
+std::vector<Kernel>& known_kernels() {
+  static std::vector<Kernel> list;  // registered while other statics are made
+  return list;
+}
+
 std::vector<int> ready_fibres() {
   std::vector<int> list;
   for (int t = 0; t < static_cast<int>(fibres.size()); ++t)
@@ -179,6 +173,23 @@ void set_order(Order o, unsigned seed) {
   random_engine.seed(seed);
 }
 
+int register_kernel(const std::type_info& tag) {
+  const std::unique_ptr<char, void (*)(void*)> text(abi::__cxa_demangle(tag.name(), nullptr, nullptr, nullptr),
+                                                    std::free);
+  std::string name = text ? text.get() : tag.name();
+  // "KernelTag<&(void mobilenet_ext::cuda::name<mobilenet_ext::cuda::Half, 8>(mobilenet_ext::cuda::Params))>"
+  const std::string space = "mobilenet_ext::cuda::";
+  for (size_t at; (at = name.find(space)) != std::string::npos;) name.erase(at, space.size());
+  name.erase(0, name.find('&') + 1);
+  name.erase(0, name.find_first_not_of("( "));
+  if (name.compare(0, 5, "void ") == 0) name.erase(0, 5);
+  name.erase(std::min(name.find('('), name.size() - 1));  // without parameters the tag's own bracket is left
+  known_kernels().push_back({name});
+  return static_cast<int>(known_kernels().size()) - 1;
+}
+
+const std::vector<Kernel>& kernels() { return known_kernels(); }
+
 void clear_buffers() { buffers.clear(); }
 
 void add_buffer(const std::string& name, const void* data, size_t bytes) {
@@ -230,7 +241,10 @@ void touch(const void* p, size_t bytes, bool write) {
   fail(write ? "a store outside every buffer" : "a load outside every buffer");
 }
 
-void run(int64_t blocks_x, int blocks_y, Dim size, size_t shared_bytes, const std::function<void()>& body) {
+void run(int kernel_number, int64_t blocks_x, int blocks_y, Dim size, size_t shared_bytes,
+         const std::function<void()>& body) {
+  if (kernel_number >= 0 && blocks_x * blocks_y > 0)
+    ++known_kernels()[static_cast<size_t>(kernel_number)].runs[static_cast<int>(order)];
   struct sigaction action = {};
   action.sa_handler = on_fault;
   sigaction(SIGSEGV, &action, nullptr);

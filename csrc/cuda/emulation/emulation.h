@@ -11,6 +11,7 @@
 #include <cstring>
 #include <functional>
 #include <string>
+#include <typeinfo>
 #include <vector>
 
 #define __global__
@@ -28,7 +29,18 @@ struct Half {
 struct BFloat16 {
   uint16_t bits;
 };
-float half_to_float(uint16_t bits);
+inline float half_to_float(uint16_t bits) {
+  const uint32_t sign = static_cast<uint32_t>(bits & 0x8000) << 16, exponent = bits >> 10 & 31, fraction = bits & 1023;
+  uint32_t u = sign | (exponent == 31 ? 0x7f800000u : (exponent + 112) << 23) | fraction << 13;
+  if (exponent == 0) {  // zero, or a multiple of 2^-24
+    const float magnitude = static_cast<float>(fraction) * 0x1p-24f;
+    std::memcpy(&u, &magnitude, 4);
+    u |= sign;
+  }
+  float f;
+  std::memcpy(&f, &u, 4);
+  return f;
+}
 uint16_t float_to_half(float v);
 inline float to_float(float v) { return v; }
 inline float to_float(Half v) { return half_to_float(v.bits); }
@@ -58,6 +70,15 @@ inline BFloat16 from_float<BFloat16>(float v) {
 
 namespace emulation {
 
+// Ten bits of the fraction, to nearest, ties away from zero: wmma::__float_to_tf32.
+inline float to_tf32(float v) {
+  uint32_t u;
+  std::memcpy(&u, &v, 4);
+  if ((u & 0x7f800000u) != 0x7f800000u) u = (u + 0x1000) & ~0x1fffu;
+  std::memcpy(&v, &u, 4);
+  return v;
+}
+
 struct Dim {
   int x = 1, y = 1, z = 1;
 };
@@ -78,9 +99,25 @@ void add_buffer(const std::string& name, const void* data, size_t bytes);
 void clear_buffers();
 std::vector<Traffic> traffic();  // by name, writes under "name (w)"
 
-// Runs `body` once per thread. Aborts with a sentence on an access outside every buffer, a misaligned one, or a barrier
-// that some thread never reaches.
-void run(int64_t blocks_x, int blocks_y, Dim threads, size_t shared_bytes, const std::function<void()>& body);
+// One kernel that a launcher can launch, spelled as nvcc's demangled name without namespaces, and how often it ran with
+// the threads in each order.
+struct Kernel {
+  std::string name;
+  int64_t runs[3] = {};
+};
+
+// Every kernel that the launchers instantiate is listed before main begins, so that one that never runs is known too.
+template <auto Function>
+struct KernelTag {};
+int register_kernel(const std::type_info& tag);
+const std::vector<Kernel>& kernels();
+template <auto Function>
+inline const int kKernel = register_kernel(typeid(KernelTag<Function>));
+
+// Runs `body` once per thread, as a run of `kernel` unless that is -1. Aborts with a sentence on an access outside
+// every buffer, a misaligned one, or a barrier that some thread never reaches.
+void run(int kernel, int64_t blocks_x, int blocks_y, Dim threads, size_t shared_bytes,
+         const std::function<void()>& body);
 
 unsigned char* shared_memory();
 void touch(const void* p, size_t bytes, bool write);

@@ -18,24 +18,7 @@ from pathlib import Path
 
 import torch
 
-from mobilenet_ext.backends.gpu.precision import some_tf32
 from mobilenet_ext.backends.gpu.trial import Verdict
-from mobilenet_ext.spec import ChainItem, encode
-
-
-def item_key(item: ChainItem) -> str:
-    """An item as text, eps left out: it changes no kernel."""
-    program, _ = encode((item,))
-    return ".".join(map(str, program[3:]))
-
-
-def shape_key(item: ChainItem, x: torch.Tensor, planar: bool) -> str:
-    """The class that a verdict is for: the image's exact size, the batch up to a power of two, dtype and layout."""
-    batch = 1 << max(0, int(x.shape[0]) - 1).bit_length()
-    tf32 = "+tf32" if some_tf32(x.dtype) else ""
-    dtype = str(x.dtype).removeprefix("torch.") + tf32
-    layout = "nchw" if planar else "nhwc"
-    return f"{item_key(item)}|{dtype}|n{batch}|{'x'.join(map(str, x.shape[1:]))}|{layout}"
 
 
 @cache
@@ -48,18 +31,21 @@ def _code_digest() -> str:
         root / "cuda.py",
         *root.parent.glob("libmobilenet_ext_cuda.so"),
     ]
-    judges = [root / "aten.py", root.parent / "tolerance.py", root.parent / "spec.py"]
+    judges = [root / "aten.py", *(root.parent / name for name in ("folding.py", "spec.py", "tolerance.py"))]
     for path in sorted([*kernels, *judges]):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
 
 def _driver_version() -> str:
-    """What the NVIDIA driver calls itself; its file names the release, the library only the CUDA version it serves."""
-    try:
-        return Path("/proc/driver/nvidia/version").read_text().splitlines()[0]
-    except (OSError, IndexError):
-        pass
+    """What the driver calls itself; NVIDIA's file names the release, its library only the CUDA version it serves."""
+    for path in ("/sys/module/amdgpu/version",) if torch.version.hip else ("/proc/driver/nvidia/version",):
+        try:
+            return Path(path).read_text().splitlines()[0]
+        except (OSError, IndexError):
+            pass
+    if torch.version.hip:
+        return os.uname().release  # amdgpu comes with the kernel where it has no version of its own
     version = ctypes.c_int()
     try:
         ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
@@ -78,8 +64,12 @@ def fingerprint(device: torch.device) -> str:
     parts = [f"torch {torch.__version__}", f"triton {triton}", f"code {_code_digest()}"]
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
-        driver = _driver_version() if torch.version.hip is None else torch.version.hip
-        parts = [properties.name, f"{properties.major}.{properties.minor}", f"driver {driver}", *parts]
+        # Multiprocessors: plans count them, and a slice of a GPU has fewer.
+        parts = [
+            properties.name, f"{properties.major}.{properties.minor}", f"{properties.multi_processor_count} processors",
+            f"driver {_driver_version()}", f"runtime {torch.version.hip or torch.version.cuda}",
+            f"cudnn {torch.backends.cudnn.version()}", *parts,
+        ]  # fmt: skip
     return ", ".join([device.type, *map(str, parts)])
 
 

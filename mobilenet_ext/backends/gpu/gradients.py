@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mobilenet_ext.backends.gpu.classes import class_of, is_planar
 from mobilenet_ext.backends.gpu.limits import DTYPES, LARGEST_KERNEL
 from mobilenet_ext.backends.gpu.plans import Candidate, compared_images
 from mobilenet_ext.spec import CLAMPS
@@ -194,15 +195,11 @@ def norm_backward(
 
 
 def key(job: Job) -> str:
-    """The class that a verdict is for: as ``choices.shape_key``, with the kind of gradient in place of the item."""
-    x = job.image
-    batch = 1 << max(0, int(x.shape[0]) - 1).bit_length()
-    dtype = str(x.dtype).removeprefix("torch.")
-    return f"gradient.{job.kind}.{job.detail}|{dtype}|n{batch}|{'x'.join(map(str, x.shape[1:]))}|{_layout(x)}"
-
-
-def _layout(x: Tensor) -> str:
-    return "nhwc" if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous() else "nchw"
+    """The class that a verdict is for: as ``classes.shape_key``, with the kind of gradient in place of the item, and
+    the layout of the gradient at the end.
+    """
+    layout = "nchw" if is_planar(job.g) else "nhwc"
+    return f"gradient.{job.kind}.{job.detail}|{class_of(job.image)}|{layout}"
 
 
 def candidates(job: Job, backends: tuple[str, ...]) -> list[Candidate]:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from mobilenet_ext.backends import aten
+from mobilenet_ext.backends.gpu.classes import item_key
 from mobilenet_ext.folding import scale_and_shift
 from mobilenet_ext.spec import BlockSpec, ChainItem, ConvSpec
 
@@ -34,6 +36,10 @@ class PackedItem:
     item: ChainItem
     stages: dict[str, PackedStage]
     tensors: tuple[dict[str, Tensor], ...]
+
+    @cached_property
+    def key(self) -> str:
+        return item_key(self.item)
 
     @property
     def sources(self) -> list[Tensor]:

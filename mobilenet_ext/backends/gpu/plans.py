@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mobilenet_ext.backends import aten
+from mobilenet_ext.backends.gpu.classes import batch_class
 from mobilenet_ext.backends.gpu.limits import stage_reason, unsupported
 from mobilenet_ext.backends.gpu.packing import PackedItem, PackedStage
 from mobilenet_ext.spec import BlockSpec, ConvSpec, LinearSpec, PoolSpec
@@ -75,7 +76,7 @@ def _triton_candidates(packed: PackedItem, item: BlockSpec, x: Tensor) -> Iterat
     stages = packed.stages
     expand, middle, project = (stages.get(role) for role in ("expand", "depthwise", "project"))
     plain_expand = expand is None or stage_reason(expand.spec) is None
-    pixels = x.shape[0] * x.shape[2] * x.shape[3]
+    pixels = batch_class(x.shape[0]) * x.shape[2] * x.shape[3]
     if (
         expand is not None
         and middle is not None

@@ -28,3 +28,17 @@ def conv_tf32() -> bool:
 def some_tf32(dtype: torch.dtype) -> bool:
     """Whether an item in ``dtype`` may have either: a candidate may leave some of its stages to PyTorch."""
     return dtype == torch.float32 and (matmul_tf32() or conv_tf32())
+
+
+def tf32_switches(dtype: torch.dtype) -> str:
+    """Which of the two may change products in ``dtype``: empty, or as a suffix of its name.  They are told apart since
+    each is obeyed by other kernels.
+    """
+    if dtype != torch.float32:
+        return ""
+    names = {
+        (True, True): "+tf32",
+        (True, False): "+tf32 in products",
+        (False, True): "+tf32 in convolutions",
+    }
+    return names.get((matmul_tf32(), conv_tf32()), "")

@@ -7,8 +7,8 @@
 * ``trust``: the first candidate runs without a check.
 * ``off``: PyTorch's operators run.
 
-While a CUDA graph is captured nothing is checked, compiled or synchronised: an item that has a verdict and whose kernel
-has run in this process runs as chosen, every other one in PyTorch.
+While a CUDA graph is captured nothing is checked, compiled or synchronised: what has run before in this process, with
+the same sizes, strides and alignment, runs as decided then, and everything else in PyTorch.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,14 +24,18 @@ import torch
 from torch import Tensor
 
 from mobilenet_ext.backends.gpu import gradients
-from mobilenet_ext.backends.gpu.choices import Choices, shape_key
+from mobilenet_ext.backends.gpu.choices import Choices
+from mobilenet_ext.backends.gpu.classes import is_planar, shape_key
 from mobilenet_ext.backends.gpu.gradients import Job, Results
 from mobilenet_ext.backends.gpu.packing import PackedItem
 from mobilenet_ext.backends.gpu.plans import BASELINE, Candidate, candidates, run_aten
+from mobilenet_ext.backends.gpu.precision import tf32_switches
 from mobilenet_ext.backends.gpu.trial import Verdict, seconds_per_call, try_out, try_out_gradient
 from mobilenet_ext.spec import BlockSpec, ChainItem
 
 MODES = ("check", "trust", "off")
+_ALIGNMENT = 16  # bytes: what Triton compiles for, and whole blocks need
+_MOST_DECISIONS = 4096  # of a process; with more sizes than that they are made again from the verdicts
 
 
 def mode() -> str:
@@ -63,12 +67,17 @@ def usable_backends(x: Tensor) -> tuple[str, ...]:
     return tuple(usable)
 
 
+def placement(x: Tensor) -> tuple[Hashable, ...]:
+    """Everything about ``x`` that decides which code a kernel is compiled to and run as, beside what it computes."""
+    return x.device, x.dtype, x.shape, x.stride(), x.data_ptr() % _ALIGNMENT, tf32_switches(x.dtype)
+
+
 @dataclass(frozen=True)
 class _Task:
     """What can be done by PyTorch or by a candidate, both called with ``arguments``; ``key`` is its class."""
 
     key: str
-    image: Tensor
+    device: torch.device
     arguments: tuple[Any, ...]
     baseline: Callable[..., Any]
     candidates: Callable[[], list[Candidate]]
@@ -77,14 +86,18 @@ class _Task:
 
 
 class Runtime:
-    """Verdicts and counters of one process; ``timer`` and what lists candidates are replaced by tests."""
+    """Verdicts, decisions and counters of one process; ``timer`` and what lists candidates are replaced by tests.
+
+    A verdict is on a class of sizes and is kept on disk.  A decision, what to run for exactly these sizes, is what the
+    second call takes: it is made once the candidate, or PyTorch, has run them.
+    """
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.choices: dict[torch.device, Choices] = {}
-        self.warm: set[tuple[torch.device, str]] = set()
+        self.decided: dict[Hashable, Candidate] = {}
         self.counters: Counter[str] = Counter()
-        self.last: dict[str, Verdict] = {}
+        self.last: dict[tuple[torch.device, str], Verdict] = {}
         self.timer = seconds_per_call
         self.list_candidates = candidates
         self.list_gradients = gradients.candidates
@@ -94,7 +107,7 @@ class Runtime:
     def choices_of(self, device: torch.device) -> Choices:
         found = self.choices.get(device)
         if found is None:
-            found = self.choices[device] = Choices(device)
+            found = self.choices.setdefault(device, Choices(device))  # one for all threads
         return found
 
     def run_item(self, packed: PackedItem, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
@@ -102,88 +115,92 @@ class Runtime:
 
         ``shortcut`` is the input of the item before, for a block with ``residual_back``, which PyTorch runs.
         """
-        item = packed.item
-        if mode() == "off" or not isinstance(item, BlockSpec) or item.residual_back or x.numel() == 0:
+        item, how = packed.item, mode()
+        if how == "off" or not isinstance(item, BlockSpec) or item.residual_back or x.numel() == 0:
             return self._count(BASELINE, run_aten(packed, x, shortcut))
-        planar = x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last)
-        key = shape_key(packed.item, x, planar)
-        return self._run(
-            _Task(
-                key, x, (packed, x), run_aten, lambda: self.list_candidates(packed, x, self.backends(x)),
-                lambda found: try_out(packed, x, found, self.timer),
-            )
+        signature = (packed.key, how, *placement(x))
+        if (decided := self.decided.get(signature)) is not None:
+            return self._count(decided.name, decided.run(packed, x))
+        task = _Task(
+            shape_key(item, x), x.device, (packed, x), run_aten,
+            lambda: self.list_candidates(packed, x, self.backends(x)),
+            lambda found: try_out(packed, x, found, self.timer),
         )  # fmt: skip
+        return self._decide(signature, task, how, self.capturing(x))
 
     def run_gradient(self, job: Job) -> Results:
         """One gradient of a block, by the same rules; counted as its kind and the candidate."""
-        image = job.image
-        if mode() == "off" or image.numel() == 0 or job.g.numel() == 0:
-            return self._count(f"{job.kind} {BASELINE}", job.baseline())
-        return self._run(
-            _Task(
-                gradients.key(job), image, (job,), type(job).baseline,
-                lambda: self.list_gradients(job, self.backends(image)),
-                lambda found: try_out_gradient(job, found, self.timer), f"{job.kind} ",
-            )
+        image, how, label = job.image, mode(), f"{job.kind} "
+        if how == "off" or image.numel() == 0 or job.g.numel() == 0:
+            return self._count(label + BASELINE, job.baseline())
+        signature = (label, job.detail, how, placement(image), placement(job.g))
+        if (decided := self.decided.get(signature)) is not None:
+            return self._count(label + decided.name, decided.run(job))
+        task = _Task(
+            gradients.key(job), image.device, (job,), type(job).baseline,
+            lambda: self.list_gradients(job, self.backends(image)),
+            lambda found: try_out_gradient(job, found, self.timer), label,
         )  # fmt: skip
+        return self._decide(signature, task, how, self.capturing(image))
 
-    def _run(self, task: _Task) -> Any:
-        """``task`` as its verdict says, which is made first where there is none."""
-        key, x = task.key, task.image
-        if self.capturing(x):
-            return self._captured(task)
-        found = task.candidates()
-        if mode() == "trust":
-            return self._trusted(task, found)
-        verdict = self.choices_of(x.device).get(key)
-        if verdict is None or (verdict.choice != BASELINE and _named(found, verdict.choice) is None):
+    def _decide(self, signature: Hashable, task: _Task, how: str, capturing: bool) -> Any:
+        """Run ``task`` as its verdict says, which is made first where there is none, and remember what ran."""
+        if capturing:
+            return self._count(task.label + BASELINE, task.baseline(*task.arguments))
+        candidate, result = (self._trusted if how == "trust" else self._checked)(task)
+        if len(self.decided) >= _MOST_DECISIONS:
+            self.decided.clear()
+        self.decided[signature] = candidate
+        return self._count(task.label + candidate.name, result)
+
+    def _checked(self, task: _Task) -> tuple[Candidate, Any]:
+        found, choices = task.candidates(), self.choices_of(task.device)
+
+        def known() -> Verdict | None:
+            """The verdict, unless it names a candidate that there is no longer."""
+            verdict = choices.get(task.key)
+            lost = verdict is not None and verdict.choice != BASELINE and _named(found, verdict.choice) is None
+            return None if lost else verdict
+
+        verdict = known()
+        if verdict is None:
             with self.lock:
-                verdict = task.trial(found)
-                self.choices_of(x.device).put(key, verdict)
-        self.last[key] = verdict
-        candidate = _named(found, verdict.choice)
-        if candidate is None:
-            return self._baseline(task)
-        self.warm.add((x.device, key))
-        return self._count(task.label + candidate.name, candidate.run(*task.arguments))
+                verdict = known()  # another thread may have made it meanwhile
+                if verdict is None:
+                    verdict = task.trial(found)
+                    choices.put(task.key, verdict)
+        self.last[task.device, task.key] = verdict
+        candidate = _named(found, verdict.choice) or Candidate(BASELINE, task.baseline)
+        return candidate, candidate.run(*task.arguments)
 
-    def _captured(self, task: _Task) -> Any:
-        verdict = self.last.get(task.key)
-        if verdict is None or verdict.choice == BASELINE or (task.image.device, task.key) not in self.warm:
-            return self._baseline(task)
-        candidate = _named(task.candidates(), verdict.choice)
-        if candidate is None:
-            return self._baseline(task)
-        return self._count(task.label + candidate.name, candidate.run(*task.arguments))
-
-    def _trusted(self, task: _Task, found: list[Candidate]) -> Any:
-        key = task.key
-        failed = self.last[key].rejected if key in self.last else {}
-        for candidate in found:
+    def _trusted(self, task: _Task) -> tuple[Candidate, Any]:
+        before = self.last.get((task.device, task.key))
+        failed = {} if before is None else before.rejected
+        for candidate in task.candidates():
             if candidate.name in failed:
                 continue
             try:
-                y = candidate.run(*task.arguments)
+                result = candidate.run(*task.arguments)
             except Exception as error:  # cannot be compiled or launched here: the next one may
                 failed[candidate.name] = f"{type(error).__name__}: {error}"
                 continue
-            self.last[key] = Verdict(candidate.name, rejected=failed)
-            self.warm.add((task.image.device, key))
-            return self._count(task.label + candidate.name, y)
-        self.last[key] = Verdict(BASELINE, rejected=failed)
-        return self._baseline(task)
-
-    def _baseline(self, task: _Task) -> Any:
-        return self._count(task.label + BASELINE, task.baseline(*task.arguments))
+            self.last[task.device, task.key] = Verdict(candidate.name, rejected=failed)
+            return candidate, result
+        self.last[task.device, task.key] = Verdict(BASELINE, rejected=failed)
+        return Candidate(BASELINE, task.baseline), task.baseline(*task.arguments)
 
     def _count(self, name: str, y: Any) -> Any:
         self.counters[name] += 1
         return y
 
-    def verdict_on(self, packed_item: ChainItem, x: Tensor) -> Verdict | None:
+    def verdicts(self) -> Iterator[tuple[str, Verdict]]:
+        """Key and verdict of everything that this process ran, for reports; GPUs one after the other."""
+        for (_, key), verdict in list(self.last.items()):
+            yield key, verdict
+
+    def verdict_on(self, item: ChainItem, x: Tensor) -> Verdict | None:
         """The last verdict on an item for an image like ``x``, for reports."""
-        planar = x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last)
-        return self.last.get(shape_key(packed_item, x, planar))
+        return self.last.get((x.device, shape_key(item, x)))
 
 
 runtime = Runtime()
@@ -195,7 +212,7 @@ def _named(found: list[Candidate], name: str) -> Candidate | None:
 
 def run_packed(packed: list[PackedItem], x: Tensor, follow_input: bool) -> Tensor:
     """A packed chain on ``x`` (N, C, H, W) of its dtype and device; the result lies as the CPU's kernels lay it out."""
-    planar = follow_input and (x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last))
+    planar = follow_input and is_planar(x)
     y = before = x
     for packed_item in packed:
         entry = y

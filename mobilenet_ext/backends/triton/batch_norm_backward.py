@@ -22,7 +22,7 @@ from mobilenet_ext.backends.triton.reduction import sum_partials
 
 REDUCE_TILE = (16, 32)  # pixels, channels; fixed, since it decides the order of the sum
 REDUCE_PROGRAMS = 2048
-APPLY_CONFIGS = ((16, 64, 4), (32, 64, 8), (8, 128, 4))
+APPLY_CONFIGS = ((16, 64, 4), (8, 128, 4))
 
 
 @triton.jit

@@ -16,11 +16,13 @@ from torch import Tensor
 from mobilenet_ext.backends.triton import common
 from mobilenet_ext.backends.triton.common import Geometry, activate, finish, product
 
-# (pixels, hidden channels, warps) of a program.
-PROJECT_CONFIGS = ((32, 32, 4), (64, 32, 8), (64, 16, 4), (16, 64, 4))
-BLOCK_CONFIGS = ((32, 32, 4), (64, 32, 8), (16, 64, 4))
-WIDEST_OUTPUT = 256  # outputs of a program; more means that the depthwise stage is computed again
-WIDEST_INPUT = 64  # inputs per product of the expand stage
+# (pixels, hidden channels, warps with up to 32 outputs, warps with more) of a program. Sums of more than WIDEST_OUTPUT
+# would spill on some GPU: more outputs are more programs, each of which repeats the depthwise stage.
+PROJECT_CONFIGS = ((32, 32, 4, 8), (16, 64, 4, 4))
+WIDEST_OUTPUT = 64
+# (pixels, hidden channels, most outputs, warps) of a program, likewise; half the pixels spill in TF32 on sm_100.
+BLOCK_CONFIGS = ((32, 32, 32, 4),)
+WIDEST_INPUT = 32  # inputs per product of the expand stage
 
 
 class Stage(NamedTuple):
@@ -135,11 +137,6 @@ def inverted_residual_kernel(
     finish(acc, pj_scale, pj_bias, o, o_in, x, y, at, p_in[:, None] & o_in[None, :], PJ_ACT, RESIDUAL)
 
 
-def block_warps(warps: int, outputs: int) -> int:
-    """Wide outputs need more threads: their accumulators would not fit into the registers of few."""
-    return max(warps, 8) if outputs > 64 else warps
-
-
 def _check_pixels(pixels: int) -> None:
     if pixels > 2**31 - 1 - 128:
         raise ValueError(f"the result has {pixels} pixels; allowed: up to {2**31 - 129}, so split the batch")
@@ -160,7 +157,7 @@ def depthwise_project(
     n, hidden, height, width = x.shape
     outputs = project.weight.shape[1]
     y = common.new_image(x, outputs, geometry.height, geometry.width)
-    bm, bc, warps = PROJECT_CONFIGS[config % len(PROJECT_CONFIGS)]
+    bm, bc, few, many = PROJECT_CONFIGS[config % len(PROJECT_CONFIGS)]
     bm = bm if not common.INTERPRETED else 16
     bo = common.power_of_two(outputs, 16, WIDEST_OUTPUT)
     pixels = n * geometry.height * geometry.width
@@ -174,7 +171,7 @@ def depthwise_project(
             geometry.top, geometry.left, KH=kh, KW=kw, SH=sh, SW=sw, DH=dh, DW=dw,
             DW_ACT=common.code(depthwise.activation), PJ_ACT=common.code(project.activation),
             RESIDUAL=residual is not None, PRECISION=common.precision(x.dtype), WIDE=common.INTERPRETED,
-            BM=bm, BC=bc, BO=bo, warps=block_warps(warps, bo), stages=1,
+            BM=bm, BC=bc, BO=bo, warps=few if bo <= 32 else many, stages=1,
         )  # fmt: skip
     return y
 
@@ -200,9 +197,9 @@ def inverted_residual(
     n, inputs, height, width = x.shape
     hidden, outputs = project.weight.shape
     y = common.new_image(x, outputs, geometry.height, geometry.width)
-    bm, bc, warps = BLOCK_CONFIGS[config % len(BLOCK_CONFIGS)]
+    bm, bc, widest, warps = BLOCK_CONFIGS[config % len(BLOCK_CONFIGS)]
     bm = bm if not common.INTERPRETED else 16
-    bo, bk = common.power_of_two(outputs, 16, WIDEST_OUTPUT), common.power_of_two(inputs, 16, WIDEST_INPUT)
+    bo, bk = common.power_of_two(outputs, 16, widest), common.power_of_two(inputs, 16, WIDEST_INPUT)
     pixels = n * geometry.height * geometry.width
     _check_pixels(pixels)
     (kh, kw), (sh, sw), (dh, dw) = geometry.kernel, geometry.stride, geometry.dilation
@@ -213,6 +210,6 @@ def inverted_residual(
             geometry.width, geometry.top, geometry.left, KH=kh, KW=kw, SH=sh, SW=sw, DH=dh, DW=dw,
             EX_ACT=common.code(expand.activation), DW_ACT=common.code(depthwise.activation),
             PJ_ACT=common.code(project.activation), RESIDUAL=residual, PRECISION=common.precision(x.dtype),
-            WIDE=common.INTERPRETED, BM=bm, BK=bk, BC=bc, BO=bo, warps=block_warps(warps, bo), stages=1,
+            WIDE=common.INTERPRETED, BM=bm, BK=bk, BC=bc, BO=bo, warps=warps, stages=1,
         )  # fmt: skip
     return y

@@ -16,7 +16,7 @@ from mobilenet_ext.backends.triton.common import Geometry
 from mobilenet_ext.backends.triton.reduction import sum_partials
 
 # (columns, channels, warps) of a program of the data kernel.
-DATA_CONFIGS = ((8, 64, 4), (16, 32, 4), (4, 128, 4))
+DATA_CONFIGS = ((8, 64, 4), (16, 32, 4))
 WEIGHT_TILE = (4, 32)  # pixels, channels; fixed, since it decides the order of the sum
 WEIGHT_PROGRAMS = 2048  # about as many programs as fill a GPU; a constant, so that the order is the same on every GPU
 

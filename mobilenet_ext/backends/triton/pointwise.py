@@ -10,7 +10,7 @@ from mobilenet_ext.backends.triton import common
 from mobilenet_ext.backends.triton.common import finish, product
 
 # (pixels, outputs, depth, warps) of a program.
-CONFIGS = ((64, 64, 32, 4), (128, 64, 32, 8), (64, 128, 32, 8), (128, 32, 64, 4))
+CONFIGS = ((64, 64, 32, 4), (128, 32, 32, 8), (32, 64, 32, 4))
 
 
 @triton.jit
