@@ -10,11 +10,26 @@ import difflib
 import importlib
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 DEFAULT_SIZE = 224  # pixels
+
+
+class Files(NamedTuple):
+    """What :func:`load` may read beside a name: a file with a state_dict, and whether pickled modules are allowed."""
+
+    weights: str | None = None
+    allow_pickle: bool = False
+
+    def load(self, name: str, size: int | None = None) -> nn.Module:
+        return load(name, size, weights=self.weights, allow_pickle=self.allow_pickle)
+
+
+NO_FILES = Files()
+
 _FORMS = "reference:v1, reference:v2, pretrained:efficientnet_lite0, a torchvision or timm name, or module:callable"
 
 

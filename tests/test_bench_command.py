@@ -6,12 +6,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
 from mobilenet_ext._library import native
-from mobilenet_ext.bench import report, results, statistics
+from mobilenet_ext.bench import cases, report, results, statistics
 from mobilenet_ext.bench.statistics import Interval
 from mobilenet_ext.cli import main
+from mobilenet_ext.loading import Files
+from mobilenet_ext.models import MobileNetV2
 
 TINY = "block 8->16->8 6x5 k3 s1 relu6 residual"
 
@@ -163,3 +166,31 @@ def test_wrong_usage_is_status_2(arguments):
     with pytest.raises(SystemExit) as ended:
         main(["bench", *arguments])
     assert ended.value.code == 2
+
+
+def test_weights_and_models_from_files(tmp_path, capsys):
+    """A state_dict and a pickled module are what is timed; the processes that measure memory read them too."""
+    model = MobileNetV2(num_classes=3, alpha=0.35)
+    torch.nn.init.constant_(model.classifier[1].bias, 7.0)
+    torch.save(model, tmp_path / "model.pt")
+    torch.save(model.state_dict(), tmp_path / "weights.pth")
+    (tmp_path / "small.py").write_text(
+        "from mobilenet_ext.models import MobileNetV2\nmake = lambda: MobileNetV2(num_classes=3, alpha=0.35)\n"
+    )
+    files = Files(str(tmp_path / "weights.pth"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(tmp_path)
+        found = cases.network("small:make", (32, 32), files).model.state_dict()
+        assert all(torch.equal(found[key], value) for key, value in model.state_dict().items())
+        both = ["--model", "small:make", "--model", "reference:v1"]
+        assert main(["bench", *both, "--weights", files.weights]) == 2
+        assert "--weights is given for 2 models; allowed: one --model" in capsys.readouterr().err
+    name = str(tmp_path / "model.pt")
+    assert main(["bench", "--model", name]) == 2
+    assert "--allow-pickle" in capsys.readouterr().err
+    options = ["--size", "32", "--batch", "1", "--threads", "1", "--rivals", "none", "--rounds", "1", "--memory"]
+    out = tmp_path / "out.json"
+    assert main(["bench", "--model", name, "--allow-pickle", *options, "--json", str(out)]) == 0
+    data = json.loads(out.read_text())
+    assert len(data["memory"]) == 3
+    assert data["results"][0]["entries"][0]["status"] == "timed"

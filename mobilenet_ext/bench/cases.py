@@ -47,12 +47,14 @@ class Case:
         return batch * self.activation_bytes + self.weight_bytes
 
 
-def network(name: str, size: tuple[int, int] | None = None) -> Case:
-    """The network ``name`` of :mod:`mobilenet_ext.loading`; ``size`` is (height, width) in pixels, or the model's own.
+def network(name: str, size: tuple[int, int] | None = None, files: loading.Files = loading.NO_FILES) -> Case:
+    """The network ``name`` (a file, with what ``files`` says) of :mod:`mobilenet_ext.loading`.
+
+    ``size`` is (height, width) in pixels, or the model's own.
 
     LoadError if there is no such model; ValueError if it does not return one tensor.
     """
-    model = loading.load(name, max(size) if size else None)
+    model = files.load(name, max(size) if size else None)
     side = loading.input_size(model)
     image = (loading.input_channels(model), *(size or (side, side)))
     label = name if size is None or size == (side, side) else f"{name} {size[0]}x{size[1]}"

@@ -12,15 +12,18 @@ import torch
 
 import mobilenet_ext
 from mobilenet_ext.bench.machine import child_environment
+from mobilenet_ext.loading import NO_FILES, Files
 
 _FORMS = ("mobilenet_ext", "eager", "eager channels_last")
 
 
-def measure(model: str, batch: int, size: tuple[int, int] | None, threads: int) -> list[dict[str, Any]]:
+def measure(
+    model: str, batch: int, size: tuple[int, int] | None, threads: int, files: Files = NO_FILES
+) -> list[dict[str, Any]]:
     """Bytes that a forward of ``batch`` images takes at its highest point above what is there before it."""
     rows = []
     for form in _FORMS:
-        arguments = [model, str(batch), json.dumps(size), str(threads), form]
+        arguments = [model, str(batch), json.dumps(size), str(threads), form, json.dumps(files)]
         command = [sys.executable, "-m", "mobilenet_ext.bench.memory", *arguments]
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=child_environment())
         if done.returncode:
@@ -36,11 +39,11 @@ def _status(field: str) -> int:
     raise RuntimeError(f"/proc/self/status has no {field}")
 
 
-def _main(name: str, batch: str, size: str, threads: str, form: str) -> int:
+def _main(name: str, batch: str, size: str, threads: str, form: str, files: str) -> int:
     from mobilenet_ext.bench.cases import network
 
     torch.set_num_threads(int(threads))
-    case = network(name, json.loads(size) and tuple(json.loads(size)))
+    case = network(name, json.loads(size) and tuple(json.loads(size)), Files(*json.loads(files)))
     model = case.model
     example = case.example(int(batch))
     if form == "mobilenet_ext":

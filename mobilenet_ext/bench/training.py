@@ -20,8 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mobilenet_ext import fuse, loading
+from mobilenet_ext import fuse
 from mobilenet_ext.bench.machine import child_environment
+from mobilenet_ext.loading import NO_FILES, Files
 from mobilenet_ext.spec import ROLES
 from mobilenet_ext.training import backward
 from mobilenet_ext.training.block import Block
@@ -49,9 +50,9 @@ def set_modes(model: nn.Module, mode: str) -> nn.Module:
     return model
 
 
-def prepare(name: str, mode: str, form: str) -> Any:
+def prepare(name: str, mode: str, form: str, files: Files = NO_FILES) -> Any:
     """The model in training mode in one form; weights and input memory are channels_last in all of them."""
-    model = set_modes(loading.load(name).to(memory_format=torch.channels_last), mode)
+    model = set_modes(files.load(name).to(memory_format=torch.channels_last), mode)
     if form == "mobilenet_ext":
         return set_modes(fuse(model), mode)
     return torch.compile(model) if form == "torch.compile" else model
@@ -83,13 +84,21 @@ class _Child:
 
 
 def measure(
-    name: str, batches: list[int], size: int, threads: int, rounds: int, forms: tuple[str, ...], progress: Progress
+    name: str,
+    batches: list[int],
+    size: int,
+    threads: int,
+    rounds: int,
+    forms: tuple[str, ...],
+    progress: Progress,
+    files: Files = NO_FILES,
 ) -> list[dict[str, Any]]:
     """One row per mode, batch and form: median step, forward and backward in ms, saved and peak bytes, ratio."""
     rows: list[dict[str, Any]] = []
     for mode in MODES:
         for batch in batches:
-            children = {form: _Child([name, str(batch), str(size), str(threads), mode, form]) for form in forms}
+            common = [name, str(batch), str(size), str(threads), mode]
+            children = {form: _Child([*common, form, json.dumps(files)]) for form in forms}
             try:
                 rows += _rounds(children, name, mode, batch, rounds, progress)
             finally:
@@ -162,24 +171,24 @@ def depthwise_layers(batch: int, threads: int, rounds: int, progress: Progress) 
     return rows
 
 
-def gradient_errors(name: str, mode: str, size: int, batch: int = 4) -> dict[str, float]:
+def gradient_errors(name: str, mode: str, size: int, batch: int = 4, files: Files = NO_FILES) -> dict[str, float]:
     """Relative RMS error over all parameters, each form against float64 with the masks that its own run took."""
     x, target = _data(batch, size)
-    plain = set_modes(loading.load(name), mode)
+    plain = set_modes(files.load(name), mode)
     fused = set_modes(fuse(plain), mode)
     masks: list[Tensor] = []
     for act in _activations(plain):
         act.inplace = False
         act.register_forward_hook(lambda module, inputs, output: masks.append((output > 0) & (output < 6)))
     found = _gradients(plain, x, target)
-    errors = {"torch": _error(name, mode, x, target, masks, found)}
+    errors = {"torch": _error(files.load(name), mode, x, target, masks, found)}
     backward.recorder = []
     try:
         found = _gradients(fused, x, target)
         recorded = backward.recorder
     finally:
         backward.recorder = None
-    return {**errors, "ours": _error(name, mode, x, target, _in_order(recorded), found)}
+    return {**errors, "ours": _error(files.load(name), mode, x, target, _in_order(recorded), found)}
 
 
 def _activations(model: nn.Module) -> list[Any]:
@@ -194,8 +203,8 @@ def _in_order(recorded: list[tuple[Block, str, Tensor]]) -> list[Tensor]:
     return [torch.cat(parts[role]) for parts in reversed(blocks.values()) for role in ROLES if role in parts]
 
 
-def _error(name: str, mode: str, x: Tensor, target: Tensor, masks: list[Tensor], found: list[Tensor]) -> float:
-    exact = set_modes(loading.load(name).double(), mode)
+def _error(model: nn.Module, mode: str, x: Tensor, target: Tensor, masks: list[Tensor], found: list[Tensor]) -> float:
+    exact = set_modes(model.double(), mode)
     remaining = iter(masks)
 
     def masked(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -246,12 +255,12 @@ def saved_bytes(model: nn.Module, x: Tensor, target: Tensor) -> int:
     return sum(found.values())
 
 
-def _main(name: str, batch: str, size: str, threads: str, mode: str, form: str) -> None:
+def _main(name: str, batch: str, size: str, threads: str, mode: str, form: str, files: str) -> None:
     from mobilenet_ext.bench.memory import _status
 
     torch.set_num_threads(int(threads))
     x, target = _data(int(batch), int(size))
-    model = prepare(name, mode, form)
+    model = prepare(name, mode, form, Files(*json.loads(files)))
     for request in sys.stdin:
         if request.strip() == "memory":
             _step(model, x[:2], target[:2])

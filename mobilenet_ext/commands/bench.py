@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from ..bench.cases import Case
     from ..bench.results import Report
     from ..bench.runner import Plan
+    from ..loading import Files
 
 DESCRIPTION = (
     "Time fused networks, or single layers, against PyTorch and other engines: paired, interleaved rounds in one "
@@ -29,6 +30,7 @@ _PIPE_WIDTH = 140  # characters
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     from ..bench.shapes import KINDS
+    from . import options
 
     parser = subparsers.add_parser(
         "bench", help="time against PyTorch and other engines", description=DESCRIPTION, epilog=EPILOG
@@ -38,8 +40,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--model",
         action="append",
         metavar="NAME",
-        help="reference:v1, reference:v2, a torchvision or timm name, or module:callable; may be repeated",
+        help=f"{options.MODEL_HELP}; may be repeated",
     )
+    options.add_files(what)
     what.add_argument("--size", type=_size, action="append", metavar="PIXELS", help="224 or 200x300; may be repeated")
     what.add_argument("--batch", type=_positive, nargs="+", metavar="N", help="batch sizes (default: 1 8)")
     what.add_argument("--threads", type=_positive, nargs="+", metavar="N", help="numbers of threads (default: 1 2)")
@@ -92,6 +95,8 @@ def run(args: argparse.Namespace) -> int:
     from ..bench import runner
 
     # What would make a run useless is to be noticed before the measurements.
+    if args.weights and len(_names(args)) != 1:
+        raise ValueError(f"--weights is given for {len(_names(args))} models; allowed: one --model")
     for name, target in (("--json", args.json), ("--plot", args.plot)):
         if target not in (None, "-") and not Path(target).parent.is_dir():
             raise ValueError(f"{name} is {str(target)!r}; its directory does not exist")
@@ -144,13 +149,17 @@ def _training(args: argparse.Namespace) -> int:
     rounds, threads = args.rounds or 5, max(_threads(args))
     forms = training.FORMS if args.rivals in (None, "default", "all") else ("eager channels_last", "mobilenet_ext")
     settings = {"isa": native.isa(), "size": size, "threads": threads, "rounds": rounds, "input": "fp32, channels_last"}
-    report = training_report.TrainingReport(machine.describe(), settings)
+    report, files = training_report.TrainingReport(machine.describe(), settings), _files(args)
     with _Progress() as progress:
         for name in _names(args):
-            report.steps += training.measure(name, args.batch or [16, 32], size, threads, rounds, forms, progress)
+            report.steps += training.measure(
+                name, args.batch or [16, 32], size, threads, rounds, forms, progress, files
+            )
             for mode in training.MODES:
                 progress(f"gradients of {name}, {mode}", 0.0)
-                report.errors.append({"model": name, "mode": mode, **training.gradient_errors(name, mode, size)})
+                report.errors.append(
+                    {"model": name, "mode": mode, **training.gradient_errors(name, mode, size, files=files)}
+                )
         report.layers = training.depthwise_layers(min(args.batch or [16]), threads, rounds, progress)
     if args.json == "-":
         print(report.to_json())
@@ -167,7 +176,7 @@ def _run_on_gpu(args: argparse.Namespace) -> int:
     from ..bench import cases, gpu
 
     gpu.require_gpu()
-    subjects = [cases.network(name, size) for name in _names(args) for size in args.size or [None]]
+    subjects = [cases.network(name, size, _files(args)) for name in _names(args) for size in args.size or [None]]
     subjects += [cases.layer_case(layer) for layer in _listed_layers(args)]
     with _Progress() as progress:
         batches, dtypes = args.batch or list(_GPU_BATCHES), args.dtype or ["fp16"]
@@ -206,6 +215,12 @@ def _seconds(args: argparse.Namespace) -> float:
     return args.seconds if args.seconds is not None else (0.5 if _only_layers(args) else 4.0)
 
 
+def _files(args: argparse.Namespace) -> Files:
+    from ..loading import Files
+
+    return Files(args.weights, args.allow_pickle)
+
+
 def _names(args: argparse.Namespace) -> list[str]:
     from .. import loading
 
@@ -234,7 +249,7 @@ def _work(args: argparse.Namespace, report: Report) -> Iterator[tuple[Case, Plan
     roofline = args.plot is not None and not args.layers and not layers
     for name in _names(args):
         for size in sizes:
-            case = cases.network(name, size)
+            case = cases.network(name, size, _files(args))
             yield case, plan
             if args.layers or roofline:
                 quick = Plan((min(plan.batches),), threads, (), short, args.cold)
@@ -261,11 +276,11 @@ def _extras(args: argparse.Namespace, report: Report, progress: _Progress) -> No
     from ..bench import cases, memory, overhead, plot, startup
     from ..bench.timing import Schedule
 
-    names = _names(args)
+    names, files = _names(args), _files(args)
     size = args.size[0] if args.size else None
     if names:
         progress("import and first calls", 0.0)
-        models = [startup.model_times(cases.network(name, size)) for name in names]
+        models = [startup.model_times(cases.network(name, size, files)) for name in names]
         report.startup = {"imports": startup.import_times(), "models": models}
     if args.overhead:
         progress("overhead", 0.0)
@@ -273,7 +288,7 @@ def _extras(args: argparse.Namespace, report: Report, progress: _Progress) -> No
     if args.memory:
         for name in names:
             progress(f"memory of {name}", 0.0)
-            report.memory += memory.measure(name, max(args.batch or _BATCHES), size, max(_threads(args)))
+            report.memory += memory.measure(name, max(args.batch or _BATCHES), size, max(_threads(args)), files)
     if args.plot is not None:
         report.machine["memory_bandwidth"] = plot.memory_bandwidth()
 

@@ -23,7 +23,8 @@ def add_model(parser: argparse.ArgumentParser, metavar: str = "MODEL") -> None:
     add_files(parser)
 
 
-def add_files(parser: argparse.ArgumentParser) -> None:
+def add_files(parser: argparse._ActionsContainer) -> None:
+    """The options of :class:`mobilenet_ext.loading.Files`."""
     parser.add_argument("--weights", metavar="FILE", help="a state_dict for the model; only tensors are read from it")
     parser.add_argument(
         "--allow-pickle",
