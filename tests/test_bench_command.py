@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 
 from mobilenet_ext._library import native
-from mobilenet_ext.bench import cases, report, results, statistics
+from mobilenet_ext.bench import cases, memory, report, results, statistics
 from mobilenet_ext.bench.statistics import Interval
 from mobilenet_ext.cli import main
 from mobilenet_ext.loading import Files
@@ -188,9 +188,6 @@ def test_weights_and_models_from_files(tmp_path, capsys):
     name = str(tmp_path / "model.pt")
     assert main(["bench", "--model", name]) == 2
     assert "--allow-pickle" in capsys.readouterr().err
-    options = ["--size", "32", "--batch", "1", "--threads", "1", "--rivals", "none", "--rounds", "1", "--memory"]
-    out = tmp_path / "out.json"
-    assert main(["bench", "--model", name, "--allow-pickle", *options, "--json", str(out)]) == 0
-    data = json.loads(out.read_text())
-    assert len(data["memory"]) == 3
-    assert data["results"][0]["entries"][0]["status"] == "timed"
+    assert isinstance(cases.network(name, (32, 32), Files(None, True)).model, MobileNetV2)
+    threads = str(torch.get_num_threads())
+    assert memory._main(name, "1", "[32, 32]", threads, "eager", json.dumps(Files(None, True))) >= 0
