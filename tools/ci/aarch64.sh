@@ -3,7 +3,7 @@
 
 stage_aarch64() {
   local directory=$WORK/aarch64 cpu
-  local options=(-DCMAKE_TOOLCHAIN_FILE=cmake/toolchain-aarch64.cmake)
+  local options=(-DCMAKE_TOOLCHAIN_FILE=cmake/toolchain-aarch64.cmake -DMOBILENET_EXT_EMULATE_CUDA=OFF)
   if [[ -x $VENV/bin/pytest ]]; then # csrc/ops needs torch's headers, which are the same for every processor
     options+=(-DMOBILENET_EXT_TORCH_DIR="$("$VENV/bin/python" -c 'import torch; print(torch.__path__[0])')")
   else
