@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "filter.h"
+#include "from_image.h"
 #include "project.h"
 
 namespace mobilenet_ext {
@@ -31,27 +31,36 @@ void run_rows(const Job& job, const Region& region, const Seam& above, const Sea
   const int step = job.plan.rows_per_step, width = region.x1 - region.x0, out_w = job.shape.out_w;
   const int kh = job.item.find(Role::kDepthwise)->desc.geometry.kh,
             channels = job.item.find(Role::kDepthwise)->desc.out;
-  HiddenRows hidden(job, region.x0, region.x1, blocks, arena);
+  const bool has_project = job.item.find(Role::kProject) != nullptr, to_output = !has_project && output_is_nhwc(job),
+             from_image = filters_image(job, to_output);
+  std::optional<HiddenRows> hidden;
+  if (!from_image) hidden.emplace(job, region.x0, region.x1, blocks, arena);
   const float** rows = arena.take<const float*>(kh);
   std::optional<Project> project;
-  if (job.item.find(Role::kProject)) project.emplace(job, step * width, arena);
-  const bool direct = !project && output_is_nhwc(job);
+  if (has_project) project.emplace(job, step * width, arena);
   const ptrdiff_t block_floats = static_cast<ptrdiff_t>(step) * width * isa.vector;
-  float* filtered = direct ? nullptr : arena.take<float>(blocks.end * static_cast<size_t>(block_floats));
+  float* filtered = to_output ? nullptr : arena.take<float>(blocks.end * static_cast<size_t>(block_floats));
   if (arena.measuring()) return;
 
-  hidden.share(above, below);
-  hidden.clear_pads();
   int next = first_row_needed(job, region.y0);
+  if (hidden) {
+    hidden->share(above, below);
+    hidden->clear_pads();
+  }
   for (int y = region.y0; y < region.y1; y += step) {
     const int count = std::min(step, region.y1 - y);
-    filter_rows(job, hidden, y, count, width, &next, rows, [&](int r) {
+    auto out = [&](int r) {
       const int first = (y + r) * out_w + region.x0;
-      return direct ? DepthwiseOut{job.out.data + first * job.out.pixel, job.out.pixel, isa.vector,
-                                   channels - (blocks.end - 1) * isa.vector}
-                    : DepthwiseOut{filtered + static_cast<ptrdiff_t>(r) * width * isa.vector, isa.vector, block_floats,
-                                   isa.vector};
-    });
+      return to_output ? DepthwiseOut{job.out.data + first * job.out.pixel, job.out.pixel, isa.vector,
+                                      channels - (blocks.end - 1) * isa.vector}
+                       : DepthwiseOut{filtered + static_cast<ptrdiff_t>(r) * width * isa.vector, isa.vector,
+                                      block_floats, isa.vector};
+    };
+    if (hidden) {
+      filter_rows(job, *hidden, y, count, width, &next, rows, out);
+    } else {
+      for (int r = 0; r < count; ++r) filter_image_row(job, blocks, y + r, region.x0, region.x1, out(r), rows);
+    }
     if (project) {
       const Range all{0, static_cast<int>(job.item.find(Role::kProject)->panels.size())};
       if (width == out_w) {
@@ -66,7 +75,7 @@ void run_rows(const Job& job, const Region& region, const Seam& above, const Sea
     }
     for (int r = 0; r < count; ++r) {
       const int first = (y + r) * out_w + region.x0;
-      if (!direct) {
+      if (!to_output) {
         RowArgs s{};
         s.in = filtered + static_cast<ptrdiff_t>(r) * width * isa.vector;
         s.out = job.out.data + first * job.out.pixel;

@@ -222,9 +222,10 @@ class Backward {
                 static_cast<ptrdiff_t>(begin) * d.kw * vector;
     d.out = dx_ + ((static_cast<ptrdiff_t>(n) * s_.h + iy) * s_.w + c.first) * s_.channels + group.first;
     d.out_pixel = static_cast<ptrdiff_t>(s_.sw) * s_.channels;
+    d.out_block = vector;
     const int next = (iy + s_.top) / s_.sh + 1;
     if (i == 0 && next < s_.oh) d.ahead = gradient + static_cast<ptrdiff_t>(next) * s_.ow * s_.channels;
-    train_.depthwise_pixels(d);
+    isa_.depthwise_pixels(d);
   }
 
   void make_row(int n, int iy, Lane& lane, const float** pointers) const {

@@ -93,9 +93,12 @@ class Forward {
     d.weight_block = static_cast<ptrdiff_t>(taps) * vector;
     d.bias = bias_.data() + static_cast<size_t>(group.block) * vector;
     d.out = out;
+    d.out_block = vector;
+    d.lo = -kInfinity;
+    d.hi = kInfinity;
     d.ahead = row_ahead(s_, image + group.first, oy);
     d.ahead_other = d.ahead && s_.sh > 1 ? -static_cast<ptrdiff_t>(s_.w) * s_.channels : 0;
-    train_.depthwise_pixels(d);
+    isa_.depthwise_pixels(d);
   }
 
   void make_row(int oy, const Group& group, InputReader& reader, float* out, const float** pointers) const {

@@ -16,6 +16,7 @@ constexpr int kDepthwiseColumns = 14;
 #include "activation.inl"
 #include "blocks.inl"
 #include "depthwise.inl"
+#include "depthwise_pixels.inl"
 #include "gemm.inl"
 #include "panels.inl"
 #include "rows.inl"
@@ -28,6 +29,15 @@ const PanelKind kinds[] = {
 };
 }
 extern const IsaTable mobilenet_ext_isa_avx512;
-const IsaTable mobilenet_ext_isa_avx512 = {
-    "avx512",    Full::W,      kinds,         5,          1, &gemv_panels<Full, 2, 4>, &depthwise_row,
-    &gather_row, &scatter_row, &scale_blocks, &sum_blocks};
+const IsaTable mobilenet_ext_isa_avx512 = {"avx512",
+                                           Full::W,
+                                           kinds,
+                                           5,
+                                           1,
+                                           &gemv_panels<Full, 2, 4>,
+                                           &depthwise_row,
+                                           &depthwise_pixels,
+                                           &gather_row,
+                                           &scatter_row,
+                                           &scale_blocks,
+                                           &sum_blocks};

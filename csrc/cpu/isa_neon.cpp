@@ -10,6 +10,7 @@ constexpr int kDepthwiseColumns = 8;
 #include "activation.inl"
 #include "blocks.inl"
 #include "depthwise.inl"
+#include "depthwise_pixels.inl"
 #include "gemm.inl"
 #include "panels.inl"
 #include "rows.inl"
@@ -23,6 +24,15 @@ const PanelKind kinds[] = {
 };
 }
 extern const IsaTable mobilenet_ext_isa_neon;
-const IsaTable mobilenet_ext_isa_neon = {
-    "neon",      Full::W,      kinds,         4,          1, &gemv_panels<Full, 4, 4>, &depthwise_row,
-    &gather_row, &scatter_row, &scale_blocks, &sum_blocks};
+const IsaTable mobilenet_ext_isa_neon = {"neon",
+                                         Full::W,
+                                         kinds,
+                                         4,
+                                         1,
+                                         &gemv_panels<Full, 4, 4>,
+                                         &depthwise_row,
+                                         &depthwise_pixels,
+                                         &gather_row,
+                                         &scatter_row,
+                                         &scale_blocks,
+                                         &sum_blocks};

@@ -10,6 +10,7 @@ constexpr int kDepthwiseColumns = 4;
 #include "activation.inl"
 #include "blocks.inl"
 #include "depthwise.inl"
+#include "depthwise_pixels.inl"
 #include "gemm.inl"
 #include "panels.inl"
 #include "rows.inl"
@@ -21,6 +22,15 @@ const PanelKind kinds[] = {
 };
 }
 extern const IsaTable mobilenet_ext_isa_scalar;
-const IsaTable mobilenet_ext_isa_scalar = {
-    "scalar",    Full::W,      kinds,         2,          -1, &gemv_panels<Full, 4, 2>, &depthwise_row,
-    &gather_row, &scatter_row, &scale_blocks, &sum_blocks};
+const IsaTable mobilenet_ext_isa_scalar = {"scalar",
+                                           Full::W,
+                                           kinds,
+                                           2,
+                                           -1,
+                                           &gemv_panels<Full, 4, 2>,
+                                           &depthwise_row,
+                                           &depthwise_pixels,
+                                           &gather_row,
+                                           &scatter_row,
+                                           &scale_blocks,
+                                           &sum_blocks};

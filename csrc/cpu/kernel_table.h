@@ -79,6 +79,26 @@ struct DepthwiseArgs {
   float slope;
 };
 
+// One row of a depthwise convolution straight from channels_last memory: `channels` channels of `width` output columns.
+// kw 1, 2 or 3; stride 1, or with kw 3 also 2.
+struct PixelRowArgs {
+  const float* const* rows;  // those kernel rows that are inside the image, at the first tap of output column 0
+  int count;                 // of rows
+  int kw, stride, width, channels;
+  int left, right;         // 0 or 1: the first tap of column 0, the last one of the last column is outside the image
+  ptrdiff_t pixel;         // distance of two input columns, in floats
+  const float* weights;    // [block][..][kw][vector], at the first of `rows`
+  ptrdiff_t weight_block;  // distance of two blocks
+  const float* bias;       // null, or [channels]
+  float* out;
+  ptrdiff_t out_pixel, out_block;  // distances of two columns and of two vectors of channels
+  const float* ahead;     // null, or the last of the rows that the next output row is the first to read, at column 0
+  ptrdiff_t ahead_other;  // with stride 2, from there to the row before it
+  float lo, hi;           // with a bias
+  int activation;
+  float slope;
+};
+
 // A row between tensor layout (pixel and channel strides) and blocks [block][pixel][vector].
 struct RowArgs {
   const float* in;
@@ -106,6 +126,7 @@ struct IsaTable {
   int alternative;  // index of a kind preferred when its width divides N and the main width does not, or -1
   void (*gemv)(const GemvArgs&);
   void (*depthwise_row)(const DepthwiseArgs&);
+  void (*depthwise_pixels)(const PixelRowArgs&);
   void (*gather_row)(const RowArgs&);   // tensor -> blocks, padding channels zeroed
   void (*scatter_row)(const RowArgs&);  // blocks -> tensor
   void (*scale_blocks)(const BlocksArgs&);

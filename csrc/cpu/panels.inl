@@ -86,7 +86,7 @@ void store_sums(const GemmArgs& g, const float* sums) {
 // More terms than one chain takes: the error, which grows with the length of a chain, stays that of a short one. The
 // tiles do not know: each chain's sums are a result without bias, the earlier ones its residual.
 template <class V, int NV, int MAX>
-NOINLINE void gemm_chains(const GemmArgs& g) {
+NOINLINE void gemm_chains(const GemmArgs& g, ptrdiff_t distance) {
   constexpr int kWidth = NV * V::W;
   constexpr int kTiles = 8;
   static constexpr uint32_t kInfinity = 0x7f800000, kMinusInfinity = 0xff800000, kMinusZero = 0x80000000;
@@ -111,7 +111,7 @@ NOINLINE void gemm_chains(const GemmArgs& g) {
     for (bool last = false; !last; part.residual = sums) {
       part.a = group.a;
       last = cut.take(g, part);
-      gemm_tiles<V, NV, MAX>(part);
+      gemm_tiles<V, NV, MAX>(part, group.a == g.a ? distance : 0);
       part.b += static_cast<ptrdiff_t>(part.segment_count) * part.segment_length * kWidth;
     }
     store_sums<V, NV>(group, sums);
@@ -119,21 +119,24 @@ NOINLINE void gemm_chains(const GemmArgs& g) {
 }
 
 template <class V, int NV, int MAX>
-ALWAYS_INLINE void gemm_clamped(const GemmArgs& g) {
-  if (g.segment_count * g.segment_length > kLongestChain) return gemm_chains<V, NV, MAX>(g);
-  gemm_tiles<V, NV, MAX>(g);
+ALWAYS_INLINE void gemm_clamped(const GemmArgs& g, bool first) {
+  const int k = g.segment_count * g.segment_length;
+  // Packed weights lie in the order in which they are used: what follows a panel is wanted next.
+  const ptrdiff_t distance = first ? static_cast<ptrdiff_t>(k) * NV * V::W : 0;
+  if (k > kLongestChain) return gemm_chains<V, NV, MAX>(g, distance);
+  gemm_tiles<V, NV, MAX>(g, distance);
 }
 
 // What a panel kind's table entry points to.
 template <class V, int NV, int MAX>
 void gemm_panel(const GemmArgs& g) {
-  if (!g.activation) return gemm_clamped<V, NV, MAX>(g);
+  if (!g.activation) return gemm_clamped<V, NV, MAX>(g, true);
   gemm_groups<MAX, 4>(g, [&](const GemmArgs& group) {
     GemmArgs part = group;
     part.activation = 0;
     part.residual = nullptr;
     part.pool = nullptr;
-    gemm_clamped<V, NV, MAX>(part);
+    gemm_clamped<V, NV, MAX>(part, group.a == g.a);
     finish_rows<V>({part.c, part.c_offsets, g.c_pixel, g.c_vector, group.residual, g.residual_pixel, g.pool, part.m, NV,
                     g.n_valid, g.activation, g.slope});
   });

@@ -27,6 +27,12 @@ size_t ring_floats(const PackedItem& item, const ItemShape& shape, const IsaTabl
   return row_w * blocks * isa.vector * plan.ring_rows + hidden;
 }
 
+// Of the whole depthwise output.
+size_t depthwise_floats(const PackedItem& item, const ItemShape& shape, const IsaTable& isa) {
+  const size_t blocks = (item.find(Role::kDepthwise)->desc.out + isa.vector - 1) / isa.vector;
+  return blocks * isa.vector * shape.out_h * shape.out_w;
+}
+
 // Whether a run of pixels cuts into tiles that are tall enough.
 bool fills_tiles(const IsaTable& isa, int pixels) {
   const PanelKind& kind = isa.kinds[0];
@@ -130,8 +136,12 @@ ItemPlan plan_item(const PackedItem& item, const ItemShape& shape, const IsaTabl
     }
   }
   if (plan.column_parts > 1 || !item.find(Role::kProject)) return plan;
-  // Bands of fewer than four rows spend too much on their seams.
-  if (threads == 1 || shape.out_h >= 4 * threads) return plan;
+  // Bands of fewer than four rows spend too much on their seams. And where the cache holds the depthwise output of the
+  // whole image, but not rows enough to fill the tiles, channels pass in groups: all tiles are full, and each weight is
+  // read once instead of once for every few rows.
+  const bool few_rows = threads > 1 && shape.out_h < 4 * threads,
+             short_steps = plan.rows_per_step < shape.out_h && !fills_tiles(isa, plan.rows_per_step * shape.out_w);
+  if (!few_rows && !(short_steps && depthwise_floats(item, shape, isa) <= half)) return plan;
   plan.split = Split::kHidden;
   plan.rows_per_step = shape.out_h;
   plan.ring_rows = std::min(ring_rows(g, plan.rows_per_step), shape.depthwise.h);

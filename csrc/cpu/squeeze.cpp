@@ -2,8 +2,9 @@
 // squeeze-and-excitation (arXiv 1709.01507) between the two.
 #include <algorithm>
 #include <cstring>
+#include <optional>
 
-#include "filter.h"
+#include "from_image.h"
 #include "project.h"
 
 namespace mobilenet_ext {
@@ -41,19 +42,26 @@ void run_hidden_blocks(const Job& job, Blocks blocks, Range rows, const Seam& ab
   const IsaTable& isa = *job.chain.header.isa;
   const int vector = isa.vector, out_w = job.shape.out_w;
   const ptrdiff_t block_floats = static_cast<ptrdiff_t>(job.shape.out_h) * out_w * vector;
-  HiddenRows hidden(job, 0, out_w, blocks, arena);
+  std::optional<HiddenRows> hidden;
+  if (!filters_image(job, false)) hidden.emplace(job, 0, out_w, blocks, arena);
   const float** pointers = arena.take<const float*>(job.item.find(Role::kDepthwise)->desc.geometry.kh);
   if (arena.measuring()) return;
-  hidden.share(above, below);
-  hidden.clear_pads();
+  if (hidden) {
+    hidden->share(above, below);
+    hidden->clear_pads();
+  }
   int next = first_row_needed(job, rows.begin);
   auto row_at = [&](int y) {
     return shared + blocks.begin * block_floats + static_cast<ptrdiff_t>(y) * out_w * vector;
   };
   for (int y = rows.begin; y < rows.end; y += job.plan.rows_per_step) {
     const int count = std::min(rows.end - y, job.plan.rows_per_step);
-    filter_rows(job, hidden, y, count, out_w, &next, pointers,
-                [&](int r) { return DepthwiseOut{row_at(y + r), vector, block_floats, vector}; });
+    auto out = [&](int r) { return DepthwiseOut{row_at(y + r), vector, block_floats, vector}; };
+    if (hidden) {
+      filter_rows(job, *hidden, y, count, out_w, &next, pointers, out);
+    } else {
+      for (int r = 0; r < count; ++r) filter_image_row(job, blocks, y + r, 0, out_w, out(r), pointers);
+    }
     for (int r = y; squeeze.sums && r < y + count; ++r) {
       BlocksArgs b{};
       b.in = row_at(r);

@@ -91,7 +91,7 @@ class Builder {
     const ItemPlan& plan = list_.shared[i];
     const Job j = job(i, plan);
     const int workers = std::min(parts, useful_workers(list_.shapes[i].multiply_adds, parts));
-    if (workers == 1 || plan.column_parts > 1) {
+    if (plan.split != Split::kHidden && (workers == 1 || plan.column_parts > 1)) {
       return add_rows(i, j, first_image, images, workers, previous, false);
     }
     switch (plan.split) {

@@ -52,24 +52,8 @@ struct WeightGradientArgs {
   int blocks;
 };
 
-// One row of a depthwise convolution straight from channels_last memory: `channels` channels of `width` output columns.
-// kw 1, 2 or 3; stride 1, or with kw 3 also 2.
-struct PixelRowArgs {
-  const float* const* rows;  // those kernel rows that are inside the image, at the first tap of output column 0
-  int count;                 // of rows
-  int kw, stride, width, channels;
-  int left, right;         // 0 or 1: the first tap of column 0, the last one of the last column is outside the image
-  ptrdiff_t pixel;         // distance of two input columns, in floats
-  const float* weights;    // [block][..][kw][vector], at the first of `rows`
-  ptrdiff_t weight_block;  // distance of two blocks
-  const float* bias;       // null, or [channels]
-  float* out;
-  ptrdiff_t out_pixel;
-  const float* ahead;     // null, or the last of the rows that the next output row is the first to read, at column 0
-  ptrdiff_t ahead_other;  // with stride 2, from there to the row before it
-};
-
-// Likewise its weight gradient, kw 3: sums[block][row][kx] += sum of g[x] * rows[row][...].
+// The weight gradient of one row straight from channels_last memory, as PixelRowArgs, kw 3: sums[block][row][kx] += sum
+// of g[x] * rows[row][...].
 struct PixelGradientArgs {
   const float* const* rows;
   int count;
@@ -107,7 +91,6 @@ struct TrainTable {
   void (*gather)(const GatherArgs&);           // out = clamp(z, lo, hi)
   void (*gather_gradient)(const GatherArgs&);  // out = a * g' + b * (x - center) + c
   void (*weight_gradient_row)(const WeightGradientArgs&);
-  void (*depthwise_pixels)(const PixelRowArgs&);
   void (*weight_gradient_pixels)(const PixelGradientArgs&);
   void (*weight_product)(const WeightProductArgs&);
 };

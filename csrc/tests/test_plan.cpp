@@ -41,6 +41,20 @@ int main() {
   CHECK(plan_item(narrow.items[0], at14, active_isa(), big, 2).split == Split::kRows);
   CHECK(plan_item(narrow.items[0], at14, active_isa(), big, 4).split == Split::kHidden);
 
+  // One worker too, where the cache holds the depthwise output but not rows enough for whole tiles.
+  const PackedChain deep = block(160, 960, 160, 1);
+  const ItemShape at7 = shapes(deep.desc, 7, 7)[0];
+  for (const Isa& isa : isas()) {
+    const PackedChain packed = lay_out(deep.desc, *isa.table);
+    const auto split = [&](size_t l2) {
+      return plan_item(packed.items[0], at7, *isa.table, {32 << 10, l2, 32 << 20}, 1).split;
+    };
+    if (isa.table->kinds[0].max_rows == 14) CHECK(split(512 << 10) == Split::kRows);
+    if (isa.table->kinds[0].width == 16 && isa.table->vector == 8) {
+      CHECK(split(512 << 10) == Split::kHidden && split(256 << 10) == Split::kRows && split(4 << 20) == Split::kRows);
+    }
+  }
+
   CHECK(useful_workers(1e9, 16) == 16 && useful_workers(1e5, 16) == 1 && useful_workers(3.4e6, 16) == 3);
   const Grid even = choose_grid(49, 5, 2), one = choose_grid(1, 40, 2);
   CHECK(even.m_parts == 2 && even.n_parts == 1 && one.m_parts == 1 && one.n_parts == 2);
