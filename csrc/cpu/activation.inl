@@ -1,7 +1,12 @@
-// Activations that are no clamp: a pass over pixels that a tile or row has just stored, in its registers' order.
-// Included by the per-ISA files after a simd_*.h. A pass of its own costs a load and a store from the first cache, and
-// keeps six activations out of a hundred unrolled tiles.
+// Activations that are no clamp: Hardswish, whose few instructions tiles and rows apply to their sums themselves, and
+// for the others a pass over pixels that a tile or row has just stored. A pass of its own costs a load and a store from
+// the first cache, and keeps longer formulas out of a hundred unrolled tiles. Included by the per-ISA files after a
+// simd_*.h.
 namespace {
+
+constexpr int kHardswish = 3;  // in program.h
+// Whether an activation is left to a pass of its own.
+constexpr bool takes_pass(int activation) { return activation > kHardswish; }
 
 // Constants as whole vectors in memory, which FMA takes as an operand: a broadcast would be an instruction of its own.
 #define REPEAT4(c) c, c, c, c
@@ -20,6 +25,7 @@ enum Constant {
   kOne,
   kLowest,
   kHighest,
+  kZero,
   kThree,
   kSix,
   kSixth,
@@ -40,6 +46,7 @@ alignas(64) const float kConstants[][16] = {
     REPEAT16(1.0f),
     REPEAT16(-86.0f),
     REPEAT16(89.0f),
+    REPEAT16(0.0f),
     REPEAT16(3.0f),
     REPEAT16(6.0f),
     REPEAT16(1.0f / 6.0f),
@@ -48,6 +55,33 @@ alignas(64) const float kConstants[][16] = {
 };
 #undef REPEAT16
 #undef REPEAT4
+
+template <class V>
+ALWAYS_INLINE typename V::T hardswish_sum(typename V::T sum, typename V::T bias, const float* constants) {
+  using T = typename V::T;
+  const T x = V::add(sum, bias);
+  const T y = V::clamp(V::add(x, V::load(constants + 16 * kThree)), V::load(constants + 16 * kZero),
+                       V::load(constants + 16 * kSix));
+  return V::mul(x, V::mul(y, V::load(constants + 16 * kSixth)));
+}
+
+// Of a tile's or a row's sums and their bias, in place. The constants are read where they are used: kept over the loops
+// around it they would take registers from the sums.
+template <class V, int N>
+ALWAYS_INLINE void hardswish_sums(typename V::T (&acc)[N], typename V::T bias) {
+  const float* constants = kConstants[0];
+  READ_EVERY_TURN(constants);
+  UNROLL for (int i = 0; i < N; ++i) acc[i] = hardswish_sum<V>(acc[i], bias, constants);
+}
+
+template <class V, int M, int N>
+ALWAYS_INLINE void hardswish_sums(typename V::T (&acc)[M][N], const typename V::T (&bias)[N]) {
+  const float* constants = kConstants[0];
+  READ_EVERY_TURN(constants);
+  UNROLL for (int m = 0; m < M; ++m) {
+    UNROLL for (int n = 0; n < N; ++n) acc[m][n] = hardswish_sum<V>(acc[m][n], bias[n], constants);
+  }
+}
 
 template <class V>
 ALWAYS_INLINE typename V::T constant(Constant c) {
@@ -91,7 +125,7 @@ ALWAYS_INLINE typename V::T shifted_relu6(typename V::T x) {
 template <class V, int CODE>
 ALWAYS_INLINE typename V::T activate(typename V::T x, typename V::T slope) {
   using T = typename V::T;
-  if constexpr (CODE == 3) return V::mul(x, V::mul(shifted_relu6<V>(x), constant<V>(kSixth)));
+  if constexpr (CODE == kHardswish) return V::mul(x, V::mul(shifted_relu6<V>(x), constant<V>(kSixth)));
   if constexpr (CODE == 4) return V::div(x, one_plus_exp_minus<V>(x));
   if constexpr (CODE == 5) return V::mul(shifted_relu6<V>(x), constant<V>(kSixth));
   if constexpr (CODE == 6) {
@@ -158,8 +192,8 @@ NOINLINE void finish_code(const FinishArgs& f) {
 template <class V>
 NOINLINE void finish_rows(const FinishArgs& f) {
   switch (f.activation) {
-    case 3:
-      return finish_code<V, 3>(f);
+    case kHardswish:
+      return finish_code<V, kHardswish>(f);
     case 4:
       return finish_code<V, 4>(f);
     case 5:

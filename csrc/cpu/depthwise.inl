@@ -10,8 +10,14 @@ ALWAYS_INLINE DepthwiseEnd depthwise_end(const DepthwiseArgs& d, int block) {
   return {Full::load(d.bias + block * Full::W), Full::broadcast(&d.lo), Full::broadcast(&d.hi)};
 }
 
-ALWAYS_INLINE Full::T finish(const DepthwiseEnd& e, Full::T sum) {
-  return Full::clamp(Full::add(sum, e.bias), e.lo, e.hi);
+// Sums become values: bias, then a clamp or Hardswish.
+template <int U>
+ALWAYS_INLINE void finish(Full::T (&acc)[U], const DepthwiseEnd& e, int activation) {
+  if (activation == kHardswish) {
+    hardswish_sums<Full>(acc, e.bias);
+  } else {
+    UNROLL for (int u = 0; u < U; ++u) acc[u] = Full::clamp(Full::add(acc[u], e.bias), e.lo, e.hi);
+  }
 }
 
 // One kernel row: every input column is loaded once and feeds all taps that use it.
@@ -60,9 +66,9 @@ NOINLINE void depthwise_row_fixed(const DepthwiseArgs& d, int block, int end, in
         }
         start += U * S * Full::W;
       }
-      const DepthwiseEnd e = depthwise_end(d, block);
+      finish(acc, depthwise_end(d, block), d.activation);
       UNROLL for (int u = 0; u < U; ++u) {
-        Full::store(out, finish(e, acc[u]));
+        Full::store(out, acc[u]);
         out += out_pixel;
         KEEP_IN_REGISTER(out);
       }
@@ -93,12 +99,12 @@ NOINLINE void depthwise_row_any(const DepthwiseArgs& d, int block, int end, int 
           x += d.dilation * Full::W;
         }
       }
-      const DepthwiseEnd e = depthwise_end(d, block);
+      finish(acc, depthwise_end(d, block), d.activation);
       UNROLL for (int u = 0; u < U; ++u) {
         if constexpr (PARTIAL) {
-          Full::store_partial(out, finish(e, acc[u]), d.last_valid);
+          Full::store_partial(out, acc[u], d.last_valid);
         } else {
-          Full::store(out, finish(e, acc[u]));
+          Full::store(out, acc[u]);
         }
         out += d.out_pixel;
       }
@@ -149,8 +155,8 @@ void depthwise_blocks(const DepthwiseArgs& d) {
   static constexpr DepthwiseTable<KH, KW, S> whole;
   static constexpr DepthwiseTable<0, 0, 0, true> partial;
   const int blocks = d.last_valid == Full::W ? d.blocks : d.blocks - 1;
-  // An activation that is no clamp follows each block's row while it is in the first cache.
-  for (int block = 0; d.activation && block < d.blocks; ++block) {
+  // An activation with a pass of its own follows each block's row while it is in the first cache.
+  for (int block = 0; takes_pass(d.activation) && block < d.blocks; ++block) {
     if (block < blocks) {
       depthwise_split(d, block, block + 1, whole.of_columns, most_columns<KW>());
     } else {
@@ -159,7 +165,7 @@ void depthwise_blocks(const DepthwiseArgs& d) {
     finish_rows<Full>({d.out + block * d.out_block, nullptr, d.out_pixel, 0, nullptr, 0, nullptr, d.width, 1,
                        block < blocks ? Full::W : d.last_valid, d.activation, d.slope});
   }
-  if (d.activation) return;
+  if (takes_pass(d.activation)) return;
   depthwise_split(d, 0, blocks, whole.of_columns, most_columns<KW>());
   depthwise_split(d, blocks, d.blocks, partial.of_columns, most_columns<0>());
 }

@@ -57,8 +57,7 @@ NOINLINE void pixel_tile(const PixelRowArgs& d, int column) {
       at += Full::W;
     }
     if (bias) {
-      const Full::T b = Full::load(bias), lo = Full::broadcast(&d.lo), hi = Full::broadcast(&d.hi);
-      UNROLL for (int u = 0; u < U; ++u) acc[u] = Full::clamp(Full::add(acc[u], b), lo, hi);
+      finish(acc, {Full::load(bias), Full::broadcast(&d.lo), Full::broadcast(&d.hi)}, d.activation);
       bias += Full::W;
     }
     UNROLL for (int u = 0; u < U; ++u) Full::store(out + u * out_pixel, acc[u]);
@@ -72,20 +71,20 @@ NOINLINE void pixel_rest(const PixelRowArgs& d) {
   const int first = d.channels / Full::W * Full::W, valid = d.channels - first, last = (d.width - 1) * d.stride + d.kw;
   const float* weights = d.weights + first / Full::W * d.weight_block;
   for (int column = 0; column < d.width; ++column) {
-    Full::T acc = Full::zero();
+    Full::T acc[1] = {Full::zero()};
     for (int r = 0; r < d.count; ++r) {
       for (int kx = 0; kx < d.kw; ++kx) {
         const int at = column * d.stride + kx;
         if (at < d.left || at >= last - d.right) continue;
         const Full::T x = Full::load_partial(d.rows[r] + at * d.pixel + first, valid);
-        acc = Full::fma(x, Full::load(weights + (r * d.kw + kx) * Full::W), acc);
+        acc[0] = Full::fma(x, Full::load(weights + (r * d.kw + kx) * Full::W), acc[0]);
       }
     }
     if (d.bias) {
-      const Full::T sum = Full::add(acc, Full::load_partial(d.bias + first, valid));
-      acc = Full::clamp(sum, Full::broadcast(&d.lo), Full::broadcast(&d.hi));
+      finish(acc, {Full::load_partial(d.bias + first, valid), Full::broadcast(&d.lo), Full::broadcast(&d.hi)},
+             d.activation);
     }
-    Full::store_partial(d.out + column * d.out_pixel + first / Full::W * d.out_block, acc, valid);
+    Full::store_partial(d.out + column * d.out_pixel + first / Full::W * d.out_block, acc[0], valid);
   }
 }
 
@@ -119,8 +118,8 @@ void depthwise_pixels(const PixelRowArgs& d) {
     pixel_split(d, d.kw == 2 ? two : one);
   }
   if (d.channels % Full::W) pixel_rest(d);
-  // An activation that is no clamp, while the row is in the first cache.
-  for (int c = 0; d.activation && c < d.channels; c += Full::W) {
+  // An activation with a pass of its own, while the row is in the first cache.
+  for (int c = 0; takes_pass(d.activation) && c < d.channels; c += Full::W) {
     finish_rows<Full>({d.out + c / Full::W * d.out_block, nullptr, d.out_pixel, 0, nullptr, 0, nullptr, d.width, 1,
                        d.channels - c < Full::W ? d.channels - c : Full::W, d.activation, d.slope});
   }

@@ -1,4 +1,4 @@
-// GEMM tiles: MR pixels x NV vectors, accumulators in registers. Included by the per-ISA files after a simd_*.h.
+// GEMM tiles: MR pixels x NV vectors, accumulators in registers. Included by the per-ISA files after activation.inl.
 namespace {
 
 constexpr int kMaxTileRows = 14;
@@ -26,7 +26,13 @@ ALWAYS_INLINE void gemm_steps(typename V::T (&acc)[MR][NV], const float* const (
   }
 }
 
-// What becomes of a tile's accumulators: bias, activation, then pooled sums, or residual and store.
+// Whether tiles apply Hardswish themselves. With three columns it would cost some compilers registers of the k loop.
+template <int NV>
+constexpr bool applies_hardswish() {
+  return NV < 3;
+}
+
+// What becomes of a tile's accumulators: bias, clamp or Hardswish, then pooled sums, or residual and store.
 template <class V, int NV, int MR>
 ALWAYS_INLINE void gemm_store(const GemmArgs& g, typename V::T (&acc)[MR][NV], float* c, const int32_t* offsets,
                               const float* residual) {
@@ -35,22 +41,31 @@ ALWAYS_INLINE void gemm_store(const GemmArgs& g, typename V::T (&acc)[MR][NV], f
   const T lo = V::broadcast(&g.lo), hi = V::broadcast(&g.hi);
   T bias[NV];
   UNROLL for (int v = 0; v < NV; ++v) bias[v] = V::load(g.bias + v * V::W);
-  if (!residual && !g.pool && g.n_valid == kWidth) {
+  if (applies_hardswish<NV>() && g.activation == kHardswish) {
+    hardswish_sums<V>(acc, bias);
+  } else if (!residual && !g.pool && g.n_valid == kWidth) {
     // The usual end, one element after the other: its results leave while the next tile's sums begin.
     UNROLL for (int m = 0; m < MR; ++m) {
       float* out = c + offsets[m];
       UNROLL for (int v = 0; v < NV; ++v) V::store(out + v * g.c_vector, V::clamp(V::add(acc[m][v], bias[v]), lo, hi));
     }
     return;
-  }
-  UNROLL for (int m = 0; m < MR; ++m) {
-    UNROLL for (int v = 0; v < NV; ++v) acc[m][v] = V::clamp(V::add(acc[m][v], bias[v]), lo, hi);
+  } else {
+    UNROLL for (int m = 0; m < MR; ++m) {
+      UNROLL for (int v = 0; v < NV; ++v) acc[m][v] = V::clamp(V::add(acc[m][v], bias[v]), lo, hi);
+    }
   }
   if (g.pool) {
     UNROLL for (int v = 0; v < NV; ++v) {
       T sum = V::load(g.pool + v * V::W);
       UNROLL for (int m = 0; m < MR; ++m) sum = V::add(sum, acc[m][v]);
       V::store(g.pool + v * V::W, sum);
+    }
+    return;
+  }
+  if (applies_hardswish<NV>() && g.n_valid == kWidth && !residual) {
+    UNROLL for (int m = 0; m < MR; ++m) {
+      UNROLL for (int v = 0; v < NV; ++v) V::store(c + offsets[m] + v * g.c_vector, acc[m][v]);
     }
     return;
   }
@@ -99,7 +114,8 @@ NOINLINE void gemm_tile(const GemmArgs& g, int count, const float* a, float* c, 
     const float* next = ahead.at;
     const ptrdiff_t next_step = ahead.tiles > 0 ? ahead.step : 0;
     T acc[MR][NV];
-    UNROLL for (int m = 0; m < MR; ++m) { UNROLL for (int v = 0; v < NV; ++v) acc[m][v] = V::zero(); }
+    const T zero = applies_hardswish<NV>() ? V::new_zero() : V::zero();
+    UNROLL for (int m = 0; m < MR; ++m) { UNROLL for (int v = 0; v < NV; ++v) acc[m][v] = zero; }
     const float* b = g.b;
     for (int s = 0; s < g.segment_count; ++s) {
       const float* base[(MR + 2) / 3];
@@ -145,7 +161,8 @@ struct TileTable {
 };
 
 // All pixels of one panel, split into tiles as even as possible so that no tile is much shorter than the others. One
-// chain of sums, an activation that is a clamp. `distance`: from the weights to those asked for, in floats; 0: to none.
+// chain of sums, an activation without a pass of its own. `distance`: from the weights to those asked for, in floats;
+// 0: to none.
 template <class V, int NV, int MAX>
 void gemm_tiles(const GemmArgs& g, ptrdiff_t distance) {
   // A second loop for the remainder inside a tile would cost it registers, so other depths have tiles of their own.

@@ -64,7 +64,8 @@ void store_sums(const GemmArgs& g, const float* sums) {
     if (n <= 0) continue;
     const T bias = V::load(g.bias + v * V::W);
     for (int m = 0; m < g.m; ++m) {
-      T y = V::clamp(V::add(V::load(sums + (m * NV + v) * V::W), bias), lo, hi);
+      const T sum = V::add(V::load(sums + (m * NV + v) * V::W), bias);
+      T y = g.activation == kHardswish ? activate<V, kHardswish>(sum, bias) : V::clamp(sum, lo, hi);
       if (g.pool) {
         V::store(g.pool + v * V::W, V::add(V::load(g.pool + v * V::W), y));
         continue;
@@ -98,6 +99,7 @@ NOINLINE void gemm_chains(const GemmArgs& g, ptrdiff_t distance) {
   gemm_groups<MAX, kTiles>(g, [&](const GemmArgs& group) {
     GemmArgs part = group;
     part.bias = nothing;
+    part.activation = 0;
     part.lo = lo;
     part.hi = hi;
     part.c = sums;
@@ -119,7 +121,7 @@ NOINLINE void gemm_chains(const GemmArgs& g, ptrdiff_t distance) {
 }
 
 template <class V, int NV, int MAX>
-ALWAYS_INLINE void gemm_clamped(const GemmArgs& g, bool first) {
+ALWAYS_INLINE void gemm_whole(const GemmArgs& g, bool first) {
   const int k = g.segment_count * g.segment_length;
   // Packed weights lie in the order in which they are used: what follows a panel is wanted next.
   const ptrdiff_t distance = first ? static_cast<ptrdiff_t>(k) * NV * V::W : 0;
@@ -130,13 +132,13 @@ ALWAYS_INLINE void gemm_clamped(const GemmArgs& g, bool first) {
 // What a panel kind's table entry points to.
 template <class V, int NV, int MAX>
 void gemm_panel(const GemmArgs& g) {
-  if (!g.activation) return gemm_clamped<V, NV, MAX>(g, true);
+  if (!g.activation || (g.activation == kHardswish && applies_hardswish<NV>())) return gemm_whole<V, NV, MAX>(g, true);
   gemm_groups<MAX, 4>(g, [&](const GemmArgs& group) {
     GemmArgs part = group;
     part.activation = 0;
     part.residual = nullptr;
     part.pool = nullptr;
-    gemm_clamped<V, NV, MAX>(part, group.a == g.a);
+    gemm_whole<V, NV, MAX>(part, group.a == g.a);
     finish_rows<V>({part.c, part.c_offsets, g.c_pixel, g.c_vector, group.residual, g.residual_pixel, g.pool, part.m, NV,
                     g.n_valid, g.activation, g.slope});
   });

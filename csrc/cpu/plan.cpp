@@ -12,6 +12,9 @@ constexpr double kEnoughAccumulators = 12;
 constexpr int kChunkPixels = 28;
 // About 20 us of arithmetic; waking a second thread for less costs more than it gives.
 constexpr double kWorkPerWorker = 1.1e6;
+// A depthwise output of so many halves of the second cache may be kept whole: written and read once, it costs a
+// third-level cache a few per cent of a block's time.
+constexpr size_t kKeptHalves = 4;
 constexpr size_t kChunkBytes = 24 << 10;
 constexpr int kSqueezePixels = 56;
 // Pixels whose sum is one fp32 chain. A constant, since it decides the bits of a pooled mean.
@@ -40,9 +43,9 @@ bool fills_tiles(const IsaTable& isa, int pixels) {
   return pixels / tiles * columns >= std::min(kEnoughAccumulators, 0.9 * kind.max_rows * columns);
 }
 
-// Pixels of one scaled copy: as even as possible and about 3/8 of the second-level cache, since the weights of the
-// project are read once for each.
-int squeeze_chunk(int channels, int pixels, const CacheSizes& caches) {
+// Pixels that pass all panels of the project before the next ones are read (and scaled): as even as possible and about
+// 3/8 of the second-level cache, since the weights of the project are read once for each.
+int project_chunk(int channels, int pixels, const CacheSizes& caches) {
   const int most = std::max(static_cast<int>(caches.l2 * 3 / 8 / sizeof(float)) / channels, kChunkPixels);
   const int parts = (pixels + most - 1) / most;
   return parts <= 1 ? std::max(pixels, 1) : std::max(1, (pixels + parts - 1) / parts);
@@ -95,7 +98,7 @@ ItemPlan plan_squeezed(const PackedItem& item, const ItemShape& shape, const Isa
                        int threads, ItemPlan plan) {
   const StageDesc& d = item.find(Role::kDepthwise)->desc;
   const size_t quarter = caches.l2 / 4 / sizeof(float);
-  plan.chunk = squeeze_chunk(d.out, shape.out_h * shape.out_w, caches);
+  plan.chunk = project_chunk(d.out, shape.out_h * shape.out_w, caches);
   plan.rows_per_step = std::min(shape.out_h, (kSqueezePixels + shape.out_w - 1) / shape.out_w);
   plan.ring_rows = ring_rows(d.geometry, plan.rows_per_step);
   const int units = hidden_units(item, isa);
@@ -135,19 +138,22 @@ ItemPlan plan_item(const PackedItem& item, const ItemShape& shape, const IsaTabl
       plan = more;
     }
   }
-  if (plan.column_parts > 1 || !item.find(Role::kProject)) return plan;
-  // Bands of fewer than four rows spend too much on their seams. And where the cache holds the depthwise output of the
-  // whole image, but not rows enough to fill the tiles, channels pass in groups: all tiles are full, and each weight is
-  // read once instead of once for every few rows.
-  const bool few_rows = threads > 1 && shape.out_h < 4 * threads,
-             short_steps = plan.rows_per_step < shape.out_h && !fills_tiles(isa, plan.rows_per_step * shape.out_w);
-  if (!few_rows && !(short_steps && depthwise_floats(item, shape, isa) <= half)) return plan;
+  if (!item.find(Role::kProject)) return plan;
+  // Bands of fewer than four rows spend too much on their seams. And where the cache does not hold rows enough to fill
+  // the tiles, channels pass in groups, unless the depthwise output, which is then kept whole, is large: all tiles are
+  // full, and a weight is read once or a few times instead of once for every row.
+  const bool few_rows = threads > 1 && shape.out_h < 4 * threads && plan.column_parts == 1,
+             short_steps = plan.column_parts > 1 ||
+                           (plan.rows_per_step < shape.out_h && !fills_tiles(isa, plan.rows_per_step * shape.out_w));
+  if (!few_rows && !(short_steps && depthwise_floats(item, shape, isa) <= kKeptHalves * half)) return plan;
+  plan.column_parts = 1;
   plan.split = Split::kHidden;
   plan.rows_per_step = shape.out_h;
   plan.ring_rows = std::min(ring_rows(g, plan.rows_per_step), shape.depthwise.h);
   // Few hidden channels at a time: their ring stays in the first cache.
   const size_t ring = ring_floats(item, shape, isa, plan) / hidden_units(item, isa);
   plan.hidden_panels = std::max(1, static_cast<int>(caches.l1d / 2 / sizeof(float) / std::max<size_t>(1, ring)));
+  plan.chunk = project_chunk(depthwise->desc.out, shape.out_h * shape.out_w, caches);
   return plan;
 }
 

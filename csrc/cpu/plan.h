@@ -32,7 +32,7 @@ struct ItemPlan {
   int column_parts = 1;   // an image too wide for the cache is cut into this many column bands
   int hidden_panels = 0;  // kHidden: expand panels (or channel blocks) that share one ring before the next ones begin
   int chunk = 0;          // single 1x1 convolutions: pixels that pass all panels before the next ones are read;
-                          // squeeze-and-excitation: pixels scaled at once
+                          // kHidden: pixels that pass all panels of the project
 };
 
 // One worker, or `threads` workers that share one image of the item.

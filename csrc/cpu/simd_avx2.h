@@ -8,6 +8,12 @@ struct Full {
   using T = __m256;
   static constexpr int W = 8;
   static ALWAYS_INLINE T zero() { return _mm256_setzero_ps(); }
+  // Zeros made where they are asked for: kept over a loop they would take a register from its sums.
+  static ALWAYS_INLINE T new_zero() {
+    T v = zero();
+    asm volatile("" : "+x"(v));
+    return v;
+  }
   static ALWAYS_INLINE T load(const float* p) { return _mm256_loadu_ps(p); }
   static ALWAYS_INLINE void store(float* p, T v) { _mm256_storeu_ps(p, v); }
   // n < W. In halves: masked stores are slow on AMD before AVX-512.

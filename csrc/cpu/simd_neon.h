@@ -8,6 +8,12 @@ struct Full {
   using T = float32x4_t;
   static constexpr int W = 4;
   static ALWAYS_INLINE T zero() { return vdupq_n_f32(0.0f); }
+  // Zeros made where they are asked for: kept over a loop they would take a register from its sums.
+  static ALWAYS_INLINE T new_zero() {
+    T v = zero();
+    asm volatile("" : "+w"(v));
+    return v;
+  }
   static ALWAYS_INLINE T load(const float* p) { return vld1q_f32(p); }
   static ALWAYS_INLINE void store(float* p, T v) { vst1q_f32(p, v); }
   static ALWAYS_INLINE void store_partial(float* p, T v, int n) {

@@ -9,6 +9,7 @@ struct Full {
   using T = float;
   static constexpr int W = 1;
   static ALWAYS_INLINE T zero() { return 0.0f; }
+  static ALWAYS_INLINE T new_zero() { return 0; }
   static ALWAYS_INLINE T load(const float* p) { return *p; }
   static ALWAYS_INLINE void store(float* p, T v) { *p = v; }
   static ALWAYS_INLINE void store_partial(float* p, T v, int) { *p = v; }

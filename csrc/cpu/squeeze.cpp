@@ -36,9 +36,10 @@ Squeeze squeeze_at(const Job& job, float* memory) {
 
 namespace {
 
-// Rows of a few channel blocks, so few that their ring stays in a cache.
+// Rows of a few channel blocks, so few that their ring stays in a cache. `again`: in the memory of as many blocks
+// before, whose ring's pads are still zero.
 void run_hidden_blocks(const Job& job, Blocks blocks, Range rows, const Seam& above, const Seam& below, float* shared,
-                       const Squeeze& squeeze, Arena& arena) {
+                       const Squeeze& squeeze, bool again, Arena& arena) {
   const IsaTable& isa = *job.chain.header.isa;
   const int vector = isa.vector, out_w = job.shape.out_w;
   const ptrdiff_t block_floats = static_cast<ptrdiff_t>(job.shape.out_h) * out_w * vector;
@@ -48,7 +49,7 @@ void run_hidden_blocks(const Job& job, Blocks blocks, Range rows, const Seam& ab
   if (arena.measuring()) return;
   if (hidden) {
     hidden->share(above, below);
-    hidden->clear_pads();
+    if (!again) hidden->clear_pads();
   }
   int next = first_row_needed(job, rows.begin);
   auto row_at = [&](int y) {
@@ -81,11 +82,14 @@ void run_hidden(const Job& job, Range units, Range rows, const Seam& above, cons
   const IsaTable& isa = *job.chain.header.isa;
   const int most = job.plan.hidden_panels > 0 ? job.plan.hidden_panels : std::max(1, units.end - units.begin);
   Arena largest = arena;
+  int before = 0;
   for (int unit = units.begin; unit < units.end; unit += most) {
     Arena again = arena;
-    const int end = std::min(units.end, unit + most);
-    run_hidden_blocks(job, {block_of_unit(job.item, isa, unit), block_of_unit(job.item, isa, end)}, rows, above, below,
-                      shared, squeeze, again);
+    const Blocks blocks{block_of_unit(job.item, isa, unit),
+                        block_of_unit(job.item, isa, std::min(units.end, unit + most))};
+    const int count = blocks.end - blocks.begin;
+    run_hidden_blocks(job, blocks, rows, above, below, shared, squeeze, count == before, again);
+    before = count;
     if (again.used_floats() > largest.used_floats()) largest = again;
   }
   arena = largest;
@@ -120,7 +124,7 @@ void run_project(const Job& job, const float* shared, const Squeeze& squeeze, Ra
                  Arena& arena) {
   const IsaTable& isa = *job.chain.header.isa;
   const bool squeezed = job.item.desc.squeezed();
-  const int most = squeezed ? std::min(job.plan.chunk, pixels.end - pixels.begin) : pixels.end - pixels.begin;
+  const int most = job.plan.chunk > 0 ? std::min(job.plan.chunk, pixels.end - pixels.begin) : pixels.end - pixels.begin;
   Project project(job, most, arena);
   float* scaled = squeezed ? arena.take<float>(static_cast<size_t>(most) * padded_channels(job)) : nullptr;
   if (arena.measuring()) return;

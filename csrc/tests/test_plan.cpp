@@ -51,7 +51,7 @@ int main() {
     };
     if (isa.table->kinds[0].max_rows == 14) CHECK(split(512 << 10) == Split::kRows);
     if (isa.table->kinds[0].width == 16 && isa.table->vector == 8) {
-      CHECK(split(512 << 10) == Split::kHidden && split(256 << 10) == Split::kRows && split(4 << 20) == Split::kRows);
+      CHECK(split(512 << 10) == Split::kHidden && split(64 << 10) == Split::kRows && split(4 << 20) == Split::kRows);
     }
   }
 
