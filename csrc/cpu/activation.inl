@@ -56,10 +56,10 @@ alignas(64) const float kConstants[][16] = {
 #undef REPEAT16
 #undef REPEAT4
 
+// `constants` is kConstants, perhaps in a pointer that the compiler cannot see through.
 template <class V>
-ALWAYS_INLINE typename V::T hardswish_sum(typename V::T sum, typename V::T bias, const float* constants) {
+ALWAYS_INLINE typename V::T hardswish(typename V::T x, const float* constants) {
   using T = typename V::T;
-  const T x = V::add(sum, bias);
   const T y = V::clamp(V::add(x, V::load(constants + 16 * kThree)), V::load(constants + 16 * kZero),
                        V::load(constants + 16 * kSix));
   return V::mul(x, V::mul(y, V::load(constants + 16 * kSixth)));
@@ -71,7 +71,7 @@ template <class V, int N>
 ALWAYS_INLINE void hardswish_sums(typename V::T (&acc)[N], typename V::T bias) {
   const float* constants = kConstants[0];
   READ_EVERY_TURN(constants);
-  UNROLL for (int i = 0; i < N; ++i) acc[i] = hardswish_sum<V>(acc[i], bias, constants);
+  UNROLL for (int i = 0; i < N; ++i) acc[i] = hardswish<V>(V::add(acc[i], bias), constants);
 }
 
 template <class V, int M, int N>
@@ -79,7 +79,7 @@ ALWAYS_INLINE void hardswish_sums(typename V::T (&acc)[M][N], const typename V::
   const float* constants = kConstants[0];
   READ_EVERY_TURN(constants);
   UNROLL for (int m = 0; m < M; ++m) {
-    UNROLL for (int n = 0; n < N; ++n) acc[m][n] = hardswish_sum<V>(acc[m][n], bias[n], constants);
+    UNROLL for (int n = 0; n < N; ++n) acc[m][n] = hardswish<V>(V::add(acc[m][n], bias[n]), constants);
   }
 }
 
@@ -125,7 +125,7 @@ ALWAYS_INLINE typename V::T shifted_relu6(typename V::T x) {
 template <class V, int CODE>
 ALWAYS_INLINE typename V::T activate(typename V::T x, typename V::T slope) {
   using T = typename V::T;
-  if constexpr (CODE == kHardswish) return V::mul(x, V::mul(shifted_relu6<V>(x), constant<V>(kSixth)));
+  if constexpr (CODE == kHardswish) return hardswish<V>(x, kConstants[0]);
   if constexpr (CODE == 4) return V::div(x, one_plus_exp_minus<V>(x));
   if constexpr (CODE == 5) return V::mul(shifted_relu6<V>(x), constant<V>(kSixth));
   if constexpr (CODE == 6) {

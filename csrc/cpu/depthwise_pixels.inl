@@ -1,7 +1,7 @@
 // Depthwise rows straight from channels_last memory: U output columns at a time, all channels of them one vector after
 // the other, so that memory is walked as it lies. Three kernel columns or fewer, no dilation, at most one column
 // outside the image on either side. Sums in the order of depthwise.inl. Included by the per-ISA files after
-// activation.inl.
+// depthwise.inl.
 #include "pixels.inl"
 
 namespace {

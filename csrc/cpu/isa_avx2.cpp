@@ -14,6 +14,8 @@ constexpr int kDepthwiseColumns = 8;
 #include "gemm.inl"
 #include "panels.inl"
 #include "rows.inl"
+// Last: it names what the others define.
+#include "isa_table.inl"
 
 namespace {
 const PanelKind kinds[] = {
@@ -23,15 +25,4 @@ const PanelKind kinds[] = {
 };
 }
 extern const IsaTable mobilenet_ext_isa_avx2;
-const IsaTable mobilenet_ext_isa_avx2 = {"avx2",
-                                         Full::W,
-                                         kinds,
-                                         3,
-                                         1,
-                                         &gemv_panels<Full, 2, 4>,
-                                         &depthwise_row,
-                                         &depthwise_pixels,
-                                         &gather_row,
-                                         &scatter_row,
-                                         &scale_blocks,
-                                         &sum_blocks};
+const IsaTable mobilenet_ext_isa_avx2 = isa_table("avx2", kinds, 1, &gemv_panels<Full, 2, 4>);

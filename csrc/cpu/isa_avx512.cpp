@@ -20,6 +20,8 @@ constexpr int kDepthwiseColumns = 14;
 #include "gemm.inl"
 #include "panels.inl"
 #include "rows.inl"
+// Last: it names what the others define.
+#include "isa_table.inl"
 
 namespace {
 const PanelKind kinds[] = {
@@ -29,15 +31,4 @@ const PanelKind kinds[] = {
 };
 }
 extern const IsaTable mobilenet_ext_isa_avx512;
-const IsaTable mobilenet_ext_isa_avx512 = {"avx512",
-                                           Full::W,
-                                           kinds,
-                                           5,
-                                           1,
-                                           &gemv_panels<Full, 2, 4>,
-                                           &depthwise_row,
-                                           &depthwise_pixels,
-                                           &gather_row,
-                                           &scatter_row,
-                                           &scale_blocks,
-                                           &sum_blocks};
+const IsaTable mobilenet_ext_isa_avx512 = isa_table("avx512", kinds, 1, &gemv_panels<Full, 2, 4>);

@@ -14,6 +14,8 @@ constexpr int kDepthwiseColumns = 8;
 #include "gemm.inl"
 #include "panels.inl"
 #include "rows.inl"
+// Last: it names what the others define.
+#include "isa_table.inl"
 
 namespace {
 const PanelKind kinds[] = {
@@ -24,15 +26,4 @@ const PanelKind kinds[] = {
 };
 }
 extern const IsaTable mobilenet_ext_isa_neon;
-const IsaTable mobilenet_ext_isa_neon = {"neon",
-                                         Full::W,
-                                         kinds,
-                                         4,
-                                         1,
-                                         &gemv_panels<Full, 4, 4>,
-                                         &depthwise_row,
-                                         &depthwise_pixels,
-                                         &gather_row,
-                                         &scatter_row,
-                                         &scale_blocks,
-                                         &sum_blocks};
+const IsaTable mobilenet_ext_isa_neon = isa_table("neon", kinds, 1, &gemv_panels<Full, 4, 4>);

@@ -14,6 +14,8 @@ constexpr int kDepthwiseColumns = 4;
 #include "gemm.inl"
 #include "panels.inl"
 #include "rows.inl"
+// Last: it names what the others define.
+#include "isa_table.inl"
 
 namespace {
 const PanelKind kinds[] = {
@@ -22,15 +24,4 @@ const PanelKind kinds[] = {
 };
 }
 extern const IsaTable mobilenet_ext_isa_scalar;
-const IsaTable mobilenet_ext_isa_scalar = {"scalar",
-                                           Full::W,
-                                           kinds,
-                                           2,
-                                           -1,
-                                           &gemv_panels<Full, 4, 2>,
-                                           &depthwise_row,
-                                           &depthwise_pixels,
-                                           &gather_row,
-                                           &scatter_row,
-                                           &scale_blocks,
-                                           &sum_blocks};
+const IsaTable mobilenet_ext_isa_scalar = isa_table("scalar", kinds, -1, &gemv_panels<Full, 4, 2>);

@@ -49,6 +49,15 @@ int main() {
     const auto split = [&](size_t l2) {
       return plan_item(packed.items[0], at7, *isa.table, {32 << 10, l2, 32 << 20}, 1).split;
     };
+    // Too many channels for the ring of a 5x5 kernel: channels in groups, not columns, while the output can be kept.
+    ChainDesc wide5 = deep.desc;
+    wide5.items[0].stages[1].geometry = square(5);
+    const PackedChain packed5 = lay_out(wide5, *isa.table);
+    const auto plan5 = [&](int size) {
+      return plan_item(packed5.items[0], shapes(wide5, size, size)[0], *isa.table, {32 << 10, 512 << 10, 32 << 20}, 1);
+    };
+    CHECK(plan5(14).split == Split::kHidden && plan5(14).column_parts == 1 && plan5(14).chunk > 0);
+    CHECK(plan5(56).split == Split::kRows && plan5(56).column_parts > 1);
     if (isa.table->kinds[0].max_rows == 14) CHECK(split(512 << 10) == Split::kRows);
     if (isa.table->kinds[0].width == 16 && isa.table->vector == 8) {
       CHECK(split(512 << 10) == Split::kHidden && split(64 << 10) == Split::kRows && split(4 << 20) == Split::kRows);
