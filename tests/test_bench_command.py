@@ -27,7 +27,7 @@ def synthetic(speedup):
         results.Entry("absent", "", "", False, "missing", "absent is not installed"),
     )
     shape = (2, 3, 8, 8)
-    return results.Result("net", "network", shape, 1, "avx2", 10**6, 10**5, 4e9, 5, False, {}, "", entries)
+    return results.Result("net", "network", shape, 1, "avx2", 10**6, 10**5, 4e9, 5, 5, False, {}, "", entries)
 
 
 def test_where_we_lose_is_red_and_bold():

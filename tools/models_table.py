@@ -129,6 +129,7 @@ def measure(name: str, seconds: float) -> dict[str, Any]:
                 "ms": entry["milliseconds_per_image"],
                 "error": entry["relative_error"],
                 "speedup": entry["speedup"]["median"] if entry["speedup"] else None,
+                "quiet": entry["quiet_speedup"]["median"] if entry["quiet_speedup"] else None,
             }
             for entry in result["entries"]
             if entry["status"] == "timed"
@@ -154,10 +155,10 @@ def _times(record: dict[str, Any], batch: int) -> Iterator[str]:
         yield f"{entries[rival]['speedup']:.2f}" if entries.get(rival, {}).get("speedup") else "-"
 
 
-def best(record: dict[str, Any], batch: int) -> float | None:
-    """How many times faster ours is than the best rival."""
+def best(record: dict[str, Any], batch: int, which: str = "speedup") -> float | None:
+    """How many times faster ours is than the best rival; ``which`` 'quiet': in quiet rounds."""
     entries = record.get("speed", {}).get("batches", {}).get(str(batch), {})
-    ratios = [entries[rival]["speedup"] for rival in RIVALS if entries.get(rival, {}).get("speedup")]
+    ratios = [entries[rival][which] for rival in RIVALS if entries.get(rival, {}).get(which)]
     return min(ratios) if ratios else None
 
 
@@ -194,6 +195,11 @@ def render(data: dict[str, Any]) -> str:
             cells = [cell for batch in BATCHES for cell in _times(record, batch)]
             lines.append(f"| `{name}` | {error:.1e} | {' | '.join(cells)} |")
         means = [f"{_mean(b for n in timed if (b := best(data[n], batch))):.2f} at batch {batch}" for batch in BATCHES]
+        quiet = [
+            f"{_mean(found):.2f} at batch {batch} ({len(found)} models)"
+            for batch in BATCHES
+            if (found := [b for n in timed if (b := best(data[n], batch, "quiet"))])
+        ]
         slower = [
             f"`{name}` at batch {batch} ({ratio:.2f})"
             for name in timed
@@ -201,6 +207,8 @@ def render(data: dict[str, Any]) -> str:
             if (ratio := best(data[name], batch)) is not None and ratio < 1
         ]
         lines += ["", f"Geometric mean over the best rival of each model: {', '.join(means)}."]
+        if quiet:
+            lines += [f"In quiet rounds, where there were five or more: {', '.join(quiet)}."]
         lines += ["", "Slower than the best rival:", "", *(f"- {line}" for line in slower or ["none"])]
     return "\n".join(lines) + "\n"
 

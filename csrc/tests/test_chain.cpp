@@ -1,176 +1,10 @@
 // Chains on every instruction set against float64: shapes at every vector boundary, strides, kernels, pads, layouts;
-// the same bits on every vector ISA, at every thread count and batch position; every element written; NaN kept.
-#include <cstring>
-#include <thread>
-
-#include "check.h"
-#include "cpu/registry.h"
-#include "cpu/run.h"
-#include "reference.h"
+// the same bits on every vector ISA and at every thread count; every element written; NaN kept.
+#include "chain_cases.h"
 
 using namespace test;
 
 namespace {
-
-enum class Layout { kNhwc, kNchw, kPitched };
-
-struct Case {
-  std::string name;
-  ChainDesc chain;
-  int n, h, w;
-  Layout layout = Layout::kNhwc;
-};
-
-const Parallel serial = [](int, const std::function<void()>& worker) { worker(); };
-const Parallel threaded = [](int workers, const std::function<void()>& worker) {
-  std::vector<std::thread> threads;
-  for (int i = 0; i < workers; ++i) threads.emplace_back(worker);
-  for (auto& t : threads) t.join();
-};
-
-struct Data {
-  std::vector<std::vector<StageTensors>> tensors;
-  std::vector<SourceView> sources;
-  std::vector<float> storage;
-  Input input{};
-  std::vector<Image> images;
-};
-
-Data make_data(const Case& c, unsigned seed) {
-  Data d;
-  std::mt19937 rng(seed);
-  for (const ItemDesc& item : c.chain.items) {
-    d.tensors.emplace_back();
-    if (item.mean) continue;
-    for (const StageDesc& s : item.stages) d.tensors.back().push_back(random_tensors(s, rng));
-  }
-  for (size_t i = 0; i < c.chain.items.size(); ++i) {
-    for (size_t s = 0; s < d.tensors[i].size(); ++s) {
-      for (const SourceView& v : views(c.chain.items[i].stages[s], d.tensors[i][s])) d.sources.push_back(v);
-    }
-  }
-  const int ch = c.chain.items[0].in();
-  Input& in = d.input;
-  in.n = c.n;
-  in.c = ch;
-  in.h = c.h;
-  in.w = c.w;
-  if (c.layout == Layout::kNchw) {
-    in.pixel = 1;
-    in.row = c.w;
-    in.channel = static_cast<ptrdiff_t>(c.h) * c.w;
-    in.image = in.channel * ch;
-  } else {
-    in.channel = 1;
-    in.pixel = c.layout == Layout::kPitched ? ch + 3 : ch;
-    in.row = in.pixel * (c.w + (c.layout == Layout::kPitched ? 2 : 0));
-    in.image = in.row * c.h;
-  }
-  d.storage.assign(static_cast<size_t>(in.image) * c.n + 64, std::numeric_limits<float>::quiet_NaN());
-  in.data = d.storage.data();
-  std::normal_distribution<float> normal;
-  for (int n = 0; n < c.n; ++n) {
-    Image image;
-    image.c = ch;
-    image.h = c.h;
-    image.w = c.w;
-    for (int i = 0; i < ch; ++i) {
-      for (int y = 0; y < c.h; ++y) {
-        for (int x = 0; x < c.w; ++x) {
-          const float v = 2 * normal(rng);
-          d.storage[n * in.image + i * in.channel + y * in.row + x * in.pixel] = v;
-          image.v.push_back(v);
-        }
-      }
-    }
-    image.bound.assign(image.v.size(), 0.0);
-    d.images.push_back(image);
-  }
-  return d;
-}
-
-struct Result {
-  int c, h, w;
-  std::vector<float> v;  // NCHW
-};
-
-Result run(const Case& c, const Data& d, const IsaTable& isa, int threads, const Parallel& parallel) {
-  const PackedChain packed = pack(c.chain, d.sources, isa);
-  const std::vector<ItemShape> s = shapes(c.chain, c.h, c.w);
-  const bool flat = c.chain.flat_output(), planar = c.chain.follow_input && c.layout == Layout::kNchw && !flat;
-  Result r{c.chain.items.back().out(), flat ? 1 : s.back().out_h, flat ? 1 : s.back().out_w, {}};
-  const size_t pixels = static_cast<size_t>(r.h) * r.w, image = pixels * r.c;
-  std::vector<float> raw(image * c.n + 16, std::numeric_limits<float>::quiet_NaN());
-  Output out{raw.data(), static_cast<ptrdiff_t>(image), planar ? static_cast<ptrdiff_t>(pixels) : 1, planar ? 1 : r.c};
-  if (r.c == 1) out.channel = 1;
-  TaskCache cache;
-  run_chain(packed, cache, d.input, out, threads, parallel);
-  for (size_t i = image * c.n; i < raw.size(); ++i)
-    CHECK_MESSAGE(std::isnan(raw[i]), c.name + ": wrote past the output");
-  for (int n = 0; n < c.n; ++n) {
-    for (int ch = 0; ch < r.c; ++ch) {
-      for (size_t p = 0; p < pixels; ++p) r.v.push_back(raw[n * image + ch * out.channel + p * out.pixel]);
-    }
-  }
-  return r;
-}
-
-void compare(const Case& c, const Data& d, const Result& r, const char* isa) {
-  size_t at = 0;
-  double worst = 0;
-  for (const Image& image : d.images) {
-    Image y = image, before = image;
-    for (size_t i = 0; i < c.chain.items.size(); ++i) {
-      const Image entry = y;
-      y = run_item(c.chain.items[i], d.tensors[i], y, c.chain.items[i].residual_back ? before : entry);
-      before = entry;
-    }
-    CHECK_MESSAGE(y.c == r.c && y.h == r.h && y.w == r.w, c.name + ": shape");
-    for (size_t i = 0; i < y.v.size(); ++i, ++at) {
-      const double error = std::fabs(r.v[at] - y.v[i]);
-      worst = std::isnan(error) ? 1e30 : std::max(worst, error / (y.bound[i] + 1e-30));
-    }
-  }
-  CHECK_MESSAGE(worst <= 1.0, c.name + " on " + isa + ": error is " + std::to_string(worst) + " of its bound");
-}
-
-ItemDesc item(std::vector<StageDesc> stages, bool residual = false, bool pool = false) {
-  ItemDesc i;
-  i.stages = std::move(stages);
-  i.residual = residual;
-  i.pool = pool;
-  return i;
-}
-
-ItemDesc inverted(int in, int hidden, int out, Geometry g, bool residual) {
-  std::vector<StageDesc> s;
-  if (hidden != in) s.push_back(stage(Role::kExpand, in, hidden, {}));
-  s.push_back(stage(Role::kDepthwise, hidden, hidden, g));
-  s.push_back(stage(Role::kProject, hidden, out, {}, Activation::kNone));
-  return item(s, residual);
-}
-
-// With squeeze-and-excitation before the project.
-ItemDesc squeezed(int in, int hidden, int out, int reduced, Geometry g, bool residual,
-                  Activation inner = Activation::kSilu, Activation gate = Activation::kSigmoid) {
-  ItemDesc i = inverted(in, hidden, out, g, residual);
-  for (StageDesc& s : i.stages) {
-    if (s.role != Role::kProject) s.activation = inner;
-  }
-  StageDesc reduce = stage(Role::kReduce, hidden, reduced, {}, inner),
-            excite = stage(Role::kExcite, reduced, hidden, {}, gate);
-  reduce.sources = excite.sources = kWeight | kConvBias;
-  i.stages.insert(i.stages.end() - 1, {reduce, excite});
-  return i;
-}
-
-ItemDesc linear_item(int in, int out, Activation a, unsigned sources = kWeight | kConvBias) {
-  ItemDesc linear;
-  linear.linear = true;
-  linear.stages.push_back(stage(Role::kExpand, in, out, {}, a));
-  linear.stages[0].sources = sources;
-  return linear;
-}
 
 // Every activation in every kernel that may end in one; squeeze-and-excitation; shortcuts over two items.
 void add_family_cases(const std::function<void(std::string, std::vector<ItemDesc>, int, int, int, Layout)>& add) {
@@ -397,55 +231,12 @@ void check_isas() {
       }
     }
     // Threads change who works, never a bit; nor does a list made for many threads and run by one.
-    for (int threads : {2, 3, 16}) {
-      for (const Parallel& parallel : {threaded, serial}) {
-        const Result r = run(c, d, active_isa(), threads, parallel);
-        CHECK_MESSAGE(std::memcmp(first->v.data(), r.v.data(), r.v.size() * sizeof(float)) == 0,
-                      c.name + ": threads " + std::to_string(threads));
-      }
+    // More workers than tasks, one thread that does the work of all, and both at once.
+    for (const auto& [threads, parallel] : {std::pair{2, threaded}, std::pair{3, serial}, std::pair{16, threaded}}) {
+      const Result r = run(c, d, active_isa(), threads, parallel);
+      CHECK_MESSAGE(std::memcmp(first->v.data(), r.v.data(), r.v.size() * sizeof(float)) == 0,
+                    c.name + ": threads " + std::to_string(threads));
     }
-  }
-}
-
-// Enough arithmetic that bands, seams and hidden splits really happen.
-void check_splits() {
-  struct Wanted {
-    ItemDesc item;
-    int h, threads;
-    TaskKind kind;
-  };
-  for (const Wanted& w : {Wanted{inverted(32, 192, 32, square(3), true), 28, 2, TaskKind::kSeam},
-                          Wanted{inverted(32, 192, 48, square(3, 2), false), 56, 3, TaskKind::kSeam},
-                          Wanted{inverted(24, 144, 24, square(5), true), 40, 2, TaskKind::kSeam},
-                          Wanted{inverted(96, 576, 96, square(3), true), 7, 2, TaskKind::kHidden},
-                          Wanted{inverted(96, 576, 160, square(3, 2), false), 14, 3, TaskKind::kHidden},
-                          Wanted{squeezed(24, 72, 40, 24, square(5), false), 56, 2, TaskKind::kSeam},
-                          Wanted{squeezed(32, 192, 48, 48, square(5, 2), false), 56, 3, TaskKind::kReduce},
-                          Wanted{squeezed(96, 576, 160, 144, square(5), false), 7, 2, TaskKind::kExcite}}) {
-    Case c{"split", {}, 1, w.h, w.h, Layout::kNhwc};
-    c.chain.items = {w.item};
-    const Data d = make_data(c, 7);
-    const PackedChain packed = pack(c.chain, d.sources, active_isa());
-    const TaskList list = make_tasks(packed, d.input, {nullptr, 0, 1, 1}, w.threads);
-    bool found = false;
-    for (const Task& t : list.tasks) found = found || t.kind == w.kind;
-    CHECK(found);
-    const Result alone = run(c, d, active_isa(), 1, serial);
-    compare(c, d, alone, active_isa().name);
-    for (int threads : {2, 3, 5, 16}) {
-      const Result r = run(c, d, active_isa(), threads, threaded);
-      CHECK_MESSAGE(std::memcmp(alone.v.data(), r.v.data(), r.v.size() * sizeof(float)) == 0,
-                    "split over " + std::to_string(threads));
-    }
-    // The same image at every place of a batch that leaves a remainder.
-    Case batch = c;
-    batch.n = 5;
-    Data repeated = make_data(batch, 7);
-    for (int n = 0; n < 5; ++n)
-      std::copy_n(d.storage.data(), d.input.image, repeated.storage.data() + n * repeated.input.image);
-    const Result r = run(batch, repeated, active_isa(), 3, threaded);
-    for (int n = 0; n < 5; ++n)
-      CHECK(std::memcmp(alone.v.data(), r.v.data() + n * alone.v.size(), alone.v.size() * sizeof(float)) == 0);
   }
 }
 
@@ -474,7 +265,6 @@ void check_special_values() {
 
 int main() {
   check_isas();
-  check_splits();
   check_special_values();
   return report();
 }

@@ -89,24 +89,26 @@ def _machine(report: Report) -> Table:
 
 
 def _network(result: Result) -> Table:
-    headings = ("contender", "ms/image p50", "min", "p99", "% of peak", "ours is faster", "error")
+    headings = ("contender", "ms/image p50", "min", "p99", "% of peak", "ours is faster", "in quiet rounds", "error")
     rows: list[tuple[str, ...]] = []
     for entry in result.entries:
         timing = entry.timing
         if timing is None:
             error = "" if entry.relative_error is None else f"{entry.relative_error:.1e}"
-            rows.append((entry.name, entry.status, "", "", "", "", error))
+            rows.append((entry.name, entry.status, "", "", "", "", "", error))
             continue
         scale = 1e3 / result.batch
         times = [f"{scale * t:.2f}" for t in (timing.p50, timing.minimum, timing.p99)]
         share = f"{100 * result.share(entry):.1f}"
-        rows.append((entry.name, *times, share, _ratio(entry.speedup), f"{entry.relative_error or 0.0:.1e}"))
+        ratios = (_ratio(entry.speedup), _ratio(entry.quiet_speedup))
+        rows.append((entry.name, *times, share, *ratios, f"{entry.relative_error or 0.0:.1e}"))
     lost = frozenset(index for index, entry in enumerate(result.entries) if entry in result.losses)
     reasons = tuple(f"{entry.name}: {entry.reason}" for entry in result.entries if entry.reason)
     kernels = (
         ", ".join(f"{count} {name}" for name, count in result.kernels.items()) or "none of ours: nothing was fused"
     )
-    ran = f"kernels that ran: {kernels}; {result.rounds} rounds{', cold caches' if result.cold else ''}"
+    rounds = f"{result.rounds} rounds, {result.quiet_rounds} of them quiet{', cold caches' if result.cold else ''}"
+    ran = f"kernels that ran: {kernels}; {rounds}"
     return Table(_title(result, f"{result.case}, "), headings, tuple(rows), lost, (ran, *reasons))
 
 
@@ -193,7 +195,8 @@ def _summary(results: Sequence[Result]) -> Table:
             names = ", ".join(f"{e.name} ({_ratio(e.speedup)})" for e in result.losses)
             notes.append(f"Slower: {result.case}, batch {result.batch}, {result.threads} threads: {names}")
         logs.append(math.log(best.speedup.median))
-        rows.append((result.case, str(result.batch), str(result.threads), best.name, _ratio(best.speedup)))
+        ratios = (_ratio(best.speedup), _ratio(best.quiet_speedup))
+        rows.append((result.case, str(result.batch), str(result.threads), best.name, *ratios))
     missing = dict.fromkeys(f"{e.name}: {e.status}, {e.reason}" for r in results for e in r.entries if e.reason)
     if rows and not lost:
         notes.append("Nowhere slower than a rival that was timed.")
@@ -202,7 +205,7 @@ def _summary(results: Sequence[Result]) -> Table:
     notes += [f"Not compared with {text}" for text in missing]
     return Table(
         "Times faster than the best rival, 95 % interval",
-        ("case", "batch", "threads", "best rival", "ours is faster"),
+        ("case", "batch", "threads", "best rival", "ours is faster", "in quiet rounds"),
         tuple(rows),
         frozenset(lost),
         tuple(notes),

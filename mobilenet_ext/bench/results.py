@@ -20,7 +20,8 @@ class Entry:
 
     ``status`` is 'timed', 'wrong' (its result was, so it was not timed), 'missing' (not installed) or 'failed', and
     ``reason`` says why for all but the first.  ``prepare_seconds`` is the time to convert, compile and load.
-    ``speedup`` is how many times faster we are: its time over ours, paired by round.
+    ``speedup`` is how many times faster we are: its time over ours, paired by round; ``quiet_speedup`` the same over
+    the rounds in which no neighbour took part of the machine, where there were enough.
     """
 
     name: str
@@ -34,15 +35,16 @@ class Entry:
     prepare_seconds: float | None = None
     timing: Timing | None = None
     speedup: Interval | None = None
+    quiet_speedup: Interval | None = None
 
 
 @dataclass(frozen=True)
 class Result:
     """One case at one batch size and number of threads; ``multiply_adds`` and ``bytes`` are those of the whole batch.
 
-    ``peak`` is the highest FMA rate in FLOP/s that ``threads`` cores showed in these rounds.  ``kernels`` counts what
-    one call of ours ran, as 'block.avx512'; ``choice`` is how a single layer is planned: as a
-    whole block or one convolution, and what its threads split.
+    ``peak`` is the highest FMA rate in FLOP/s that ``threads`` cores showed in these rounds; in ``quiet_rounds`` of
+    them it was nearly reached before and after.  ``kernels`` counts what one call of ours ran, as 'block.avx512';
+    ``choice`` is how a single layer is planned: as a whole block or one convolution, and what its threads split.
     """
 
     case: str
@@ -54,6 +56,7 @@ class Result:
     bytes: int
     peak: float
     rounds: int
+    quiet_rounds: int
     cold: bool
     kernels: dict[str, int]
     choice: str

@@ -18,7 +18,7 @@ from mobilenet_ext.bench.cases import Case
 from mobilenet_ext.bench.results import FAILED, MISSING, OURS, TIMED, WRONG, Entry, Result
 from mobilenet_ext.bench.rivals.base import Rival, Runner
 from mobilenet_ext.bench.statistics import paired_ratio, summarise
-from mobilenet_ext.bench.timing import Samples, Schedule, cache_flusher, interleave, peak_probe
+from mobilenet_ext.bench.timing import MIN_ROUNDS, Samples, Schedule, cache_flusher, interleave, peak_probe
 from mobilenet_ext.spec import encode
 
 
@@ -97,6 +97,7 @@ def _configuration(
         case.bytes(len(example)),
         samples.peak,
         len(samples.peaks),
+        len(samples.quiet),
         plan.cold,
         kernels,
         _choice(case, threads),
@@ -143,10 +144,14 @@ def _failure(entry: Entry, error: Exception) -> Entry:
 def _with_times(entry: Entry, samples: Samples) -> Entry:
     if entry.name not in samples.calls or not samples.calls[entry.name]:
         return entry
-    speedup = None
+    speedup = quiet_speedup = None
     if entry.name != OURS and samples.calls.get(OURS):
-        speedup = paired_ratio(samples.per_round(entry.name), samples.per_round(OURS))
-    return replace(entry, timing=summarise(samples.calls[entry.name]), speedup=speedup)
+        theirs, ours = samples.per_round(entry.name), samples.per_round(OURS)
+        speedup = paired_ratio(theirs, ours)
+        if len(samples.quiet) >= MIN_ROUNDS:
+            quiet_speedup = paired_ratio([theirs[i] for i in samples.quiet], [ours[i] for i in samples.quiet])
+    timing = summarise(samples.calls[entry.name])
+    return replace(entry, timing=timing, speedup=speedup, quiet_speedup=quiet_speedup)
 
 
 def _kernels(call: Runner) -> dict[str, int]:

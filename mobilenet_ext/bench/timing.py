@@ -18,6 +18,7 @@ MIN_ROUNDS = 5
 _MIN_CALLS, _MAX_CALLS = 3, 2000
 _WARM_SECONDS = 0.01
 _PROBE_SECONDS = 0.01
+QUIET_SHARE = 0.95  # of the highest peak
 _FLUSH_LIMIT = 256 * 2**20  # bytes; enough where a virtual machine reports the cache of a whole socket
 
 Call = Callable[[], object]
@@ -40,10 +41,11 @@ class Schedule:
 
 @dataclass
 class Samples:
-    """Seconds of every call, by contender and round, and the FMA peak in FLOP/s that each round saw."""
+    """Seconds of every call, by contender and round; the FMA peak in FLOP/s before each round and after the last."""
 
     calls: dict[str, list[list[float]]]
     peaks: list[float] = field(default_factory=list)
+    last_peak: float = 0.0
 
     def per_round(self, name: str) -> list[float]:
         """The median call of each round, in seconds."""
@@ -52,7 +54,18 @@ class Samples:
     @property
     def peak(self) -> float:
         """The highest peak of all rounds, in FLOP/s; 0 without a probe."""
-        return max(self.peaks, default=0.0)
+        return max([*self.peaks, self.last_peak])
+
+    @property
+    def quiet(self) -> list[int]:
+        """The rounds in which the machine was ours: nearly the highest peak before and after.  None without a probe.
+
+        Neighbours on a shared machine take part of a core's arithmetic, and that shows in the probe, which knows
+        nothing of the contenders.
+        """
+        probes = [*self.peaks, self.last_peak]
+        enough = QUIET_SHARE * self.peak
+        return [i for i in range(len(self.peaks)) if min(probes[i : i + 2]) >= enough > 0]
 
 
 def interleave(
@@ -80,6 +93,7 @@ def interleave(
                 pause(schedule.settle)
                 samples.calls[name].append(_slot(contenders[name], schedule.slot, flush, clock))
             progress(_part(len(samples.peaks), clock() - start, schedule))
+        samples.last_peak = probe() if probe else 0.0
     return samples
 
 
