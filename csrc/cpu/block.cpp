@@ -47,8 +47,11 @@ void run_rows(const Job& job, const Region& region, const Seam& above, const Sea
     hidden->share(above, below);
     hidden->clear_pads();
   }
-  for (int y = region.y0; y < region.y1; y += step) {
-    const int count = std::min(step, region.y1 - y);
+  // As even as possible: a short last step would have short tiles.
+  const int64_t height = region.y1 - region.y0, steps = (height + step - 1) / step;
+  for (int64_t i = 0; i < steps; ++i) {
+    const int y = region.y0 + static_cast<int>(height * i / steps),
+              count = region.y0 + static_cast<int>(height * (i + 1) / steps) - y;
     auto out = [&](int r) {
       const int first = (y + r) * out_w + region.x0;
       return to_output ? DepthwiseOut{job.out.data + first * job.out.pixel, job.out.pixel, isa.vector,

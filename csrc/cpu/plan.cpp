@@ -129,8 +129,10 @@ ItemPlan plan_item(const PackedItem& item, const ItemShape& shape, const IsaTabl
   if (item.desc.squeezed()) return plan_squeezed(item, shape, isa, caches, threads, plan);
   while (plan.column_parts < shape.out_w && ring_floats(item, shape, isa, plan) > half) ++plan.column_parts;
   if (plan.column_parts == 1) {
-    // Rows too short for whole tiles are taken several at a time, as far as the ring stays small.
-    while (plan.rows_per_step < shape.out_h && !fills_tiles(isa, plan.rows_per_step * shape.out_w)) {
+    // Rows too short for whole tiles are taken several at a time, as far as the ring stays small. Always where only the
+    // project has a matrix: its weights are read once for each step, and there is room.
+    const bool until_full = item.find(Role::kExpand) || !item.find(Role::kProject);
+    while (plan.rows_per_step < shape.out_h && !(until_full && fills_tiles(isa, plan.rows_per_step * shape.out_w))) {
       ItemPlan more = plan;
       ++more.rows_per_step;
       more.ring_rows = ring_rows(g, more.rows_per_step);

@@ -41,6 +41,21 @@ int main() {
   CHECK(plan_item(narrow.items[0], at14, active_isa(), big, 2).split == Split::kRows);
   CHECK(plan_item(narrow.items[0], at14, active_isa(), big, 4).split == Split::kHidden);
 
+  // Rows that fill tiles as well, where only the project has a matrix.
+  for (const Isa& isa : isas()) {
+    ChainDesc chain = block(256, 256, 256, 1).desc;
+    std::vector<StageDesc>& stages = chain.items[0].stages;
+    const auto rows = [&] {
+      const PackedChain packed = lay_out(chain, *isa.table);
+      return plan_item(packed.items[0], shapes(chain, 56, 56)[0], *isa.table, big, 1).rows_per_step;
+    };
+    CHECK(rows() == 1);
+    stages.erase(stages.begin());
+    CHECK(rows() > 1);
+    stages.pop_back();
+    CHECK(rows() == 1);
+  }
+
   // One worker too, where the cache holds the depthwise output but not rows enough for whole tiles.
   const PackedChain deep = block(160, 960, 160, 1);
   const ItemShape at7 = shapes(deep.desc, 7, 7)[0];
