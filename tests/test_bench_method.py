@@ -95,12 +95,12 @@ def test_rounds_by_time_are_at_least_five_and_every_round_probes():
     peaks = iter([1.0, 7.0, 2.0, 3.0, 4.0, 5.0, 6.0])
     parts = []
     samples = rounds(Clock(), Schedule(seconds=0.1), probe=lambda: next(peaks), progress=parts.append)
-    assert samples.peaks == [1.0, 7.0, 2.0, 3.0, 4.0]
-    assert (samples.peak, samples.last_peak) == (7.0, 5.0)
+    assert samples.peaks == [1.0, 7.0, 2.0, 3.0, 4.0, 5.0]
+    assert (samples.peak, samples.rounds) == (7.0, 5)
     assert samples.quiet == []  # the highest peak stood at the edge of two rounds only
     assert parts == sorted(parts)
     assert parts[-1] == 1.0
-    assert len(rounds(Clock(), Schedule(seconds=8.0)).peaks) > 5
+    assert rounds(Clock(), Schedule(seconds=8.0)).rounds > 5
 
 
 def test_a_round_is_quiet_if_the_peak_is_nearly_reached_on_both_sides():
@@ -114,7 +114,7 @@ def test_quiet_rounds_have_a_ratio_of_their_own_if_there_are_enough():
     entry = results.Entry("rival", "1", "", False, results.TIMED)
     calls = {"rival": [[3.0]] * 5 + [[1.0]] * 7, results.OURS: [[1.0]] * 12}
     for peaks, expected in (([9.0] * 6 + [5.0] * 6, 3.0), ([9.0] * 5 + [5.0] * 7, None)):
-        timed = runner._with_times(entry, timing.Samples(calls, peaks, 5.0))
+        timed = runner._with_times(entry, timing.Samples(calls, [*peaks, 5.0]))
         assert timed.speedup.median == 1.0
         assert (timed.quiet_speedup and timed.quiet_speedup.median) == expected
 

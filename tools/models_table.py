@@ -196,7 +196,7 @@ def render(data: dict[str, Any]) -> str:
             lines.append(f"| `{name}` | {error:.1e} | {' | '.join(cells)} |")
         means = [f"{_mean(b for n in timed if (b := best(data[n], batch))):.2f} at batch {batch}" for batch in BATCHES]
         quiet = [
-            f"{_mean(found):.2f} at batch {batch} ({len(found)} models)"
+            f"{_mean(found):.2f} at batch {batch} ({len(found)} of {len(timed)} models)"
             for batch in BATCHES
             if (found := [b for n in timed if (b := best(data[n], batch, "quiet"))])
         ]

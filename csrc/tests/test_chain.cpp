@@ -231,7 +231,7 @@ void check_isas() {
       }
     }
     // Threads change who works, never a bit; nor does a list made for many threads and run by one.
-    // More workers than tasks, one thread that does the work of all, and both at once.
+    // In the second, one thread does the work of all.
     for (const auto& [threads, parallel] : {std::pair{2, threaded}, std::pair{3, serial}, std::pair{16, threaded}}) {
       const Result r = run(c, d, active_isa(), threads, parallel);
       CHECK_MESSAGE(std::memcmp(first->v.data(), r.v.data(), r.v.size() * sizeof(float)) == 0,

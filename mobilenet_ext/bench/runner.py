@@ -96,7 +96,7 @@ def _configuration(
         len(example) * case.multiply_adds,
         case.bytes(len(example)),
         samples.peak,
-        len(samples.peaks),
+        samples.rounds,
         len(samples.quiet),
         plan.cold,
         kernels,

@@ -18,7 +18,7 @@ MIN_ROUNDS = 5
 _MIN_CALLS, _MAX_CALLS = 3, 2000
 _WARM_SECONDS = 0.01
 _PROBE_SECONDS = 0.01
-QUIET_SHARE = 0.95  # of the highest peak
+_QUIET_SHARE = 0.95  # of the highest peak
 _FLUSH_LIMIT = 256 * 2**20  # bytes; enough where a virtual machine reports the cache of a whole socket
 
 Call = Callable[[], object]
@@ -45,7 +45,6 @@ class Samples:
 
     calls: dict[str, list[list[float]]]
     peaks: list[float] = field(default_factory=list)
-    last_peak: float = 0.0
 
     def per_round(self, name: str) -> list[float]:
         """The median call of each round, in seconds."""
@@ -54,7 +53,12 @@ class Samples:
     @property
     def peak(self) -> float:
         """The highest peak of all rounds, in FLOP/s; 0 without a probe."""
-        return max([*self.peaks, self.last_peak])
+        return max(self.peaks, default=0.0)
+
+    @property
+    def rounds(self) -> int:
+        """How many were measured."""
+        return max(0, len(self.peaks) - 1)
 
     @property
     def quiet(self) -> list[int]:
@@ -63,9 +67,8 @@ class Samples:
         Neighbours on a shared machine take part of a core's arithmetic, and that shows in the probe, which knows
         nothing of the contenders.
         """
-        probes = [*self.peaks, self.last_peak]
-        enough = QUIET_SHARE * self.peak
-        return [i for i in range(len(self.peaks)) if min(probes[i : i + 2]) >= enough > 0]
+        enough = _QUIET_SHARE * self.peak
+        return [i for i in range(self.rounds) if min(self.peaks[i : i + 2]) >= enough > 0]
 
 
 def interleave(
@@ -84,16 +87,18 @@ def interleave(
     samples = Samples({name: [] for name in contenders})
     names = list(contenders)
     start = clock()
+    rounds = 0
     with _no_collection():
-        while not _done(len(samples.peaks), clock() - start, schedule):
+        while not _done(rounds, clock() - start, schedule):
             pause(schedule.settle)
             samples.peaks.append(probe() if probe else 0.0)
-            shift = len(samples.peaks) % len(names) if names else 0
+            rounds += 1
+            shift = rounds % len(names) if names else 0
             for name in names[shift:] + names[:shift]:
                 pause(schedule.settle)
                 samples.calls[name].append(_slot(contenders[name], schedule.slot, flush, clock))
-            progress(_part(len(samples.peaks), clock() - start, schedule))
-        samples.last_peak = probe() if probe else 0.0
+            progress(_part(rounds, clock() - start, schedule))
+        samples.peaks.append(probe() if probe else 0.0)
     return samples
 
 
