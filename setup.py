@@ -38,7 +38,10 @@ class CMakeBuild(build_ext):
             torch = find_torch()
             cuda = cuda_part(torch)
             if cuda.nvcc is not None:
-                self.extensions.append(Extension(CUDA, []))
+                added = Extension(CUDA, [])
+                # What finalize_options gives those declared below; an editable install asks for it.
+                added._needs_stub = False  # type: ignore[attr-defined]
+                self.extensions.append(added)
             self.configure_and_build(torch, jobs, cuda)
         except BuildError as error:
             raise SystemExit(f"mobilenet_ext: {error}") from None

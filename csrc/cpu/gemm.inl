@@ -2,6 +2,14 @@
 namespace {
 
 constexpr int kMaxTileRows = 14;
+// Step K of row m, `base` that of row m / 3 * 3.
+template <class V, int K>
+ALWAYS_INLINE typename V::T broadcast_of(int m, const float* base, ptrdiff_t stride) {
+  return m % 3 == 0   ? V::template broadcast_row<0, K>(base, stride)
+         : m % 3 == 1 ? V::template broadcast_row<1, K>(base, stride)
+                      : V::template broadcast_row<2, K>(base, stride);
+}
+
 // One k step. Rows are addressed from a base every third row plus {0, 1, 2} strides, which x86 addressing encodes for
 // free; a multiply per row would need one register each.
 template <class V, int NV, int MR, int K>
@@ -10,10 +18,15 @@ ALWAYS_INLINE void gemm_step(typename V::T (&acc)[MR][NV], const float* const (&
   typename V::T column[NV];
   UNROLL for (int v = 0; v < NV; ++v) column[v] = V::load(b + v * V::W);
   UNROLL for (int m = 0; m < MR; ++m) {
-    const typename V::T x = m % 3 == 0   ? V::template broadcast_row<0, K>(base[m / 3], stride)
-                            : m % 3 == 1 ? V::template broadcast_row<1, K>(base[m / 3], stride)
-                                         : V::template broadcast_row<2, K>(base[m / 3], stride);
-    UNROLL for (int v = 0; v < NV; ++v) V::accumulate(acc[m][v], x, column[v]);
+    if constexpr (NV == 1) {
+      // A broadcast that feeds one FMA is its operand: as an instruction of its own it would cost as much as the FMA.
+      m % 3 == 0   ? V::template accumulate_row<0, K>(acc[m][0], base[m / 3], stride, column[0])
+      : m % 3 == 1 ? V::template accumulate_row<1, K>(acc[m][0], base[m / 3], stride, column[0])
+                   : V::template accumulate_row<2, K>(acc[m][0], base[m / 3], stride, column[0]);
+    } else {
+      const typename V::T x = broadcast_of<V, K>(m, base[m / 3], stride);
+      UNROLL for (int v = 0; v < NV; ++v) V::accumulate(acc[m][v], x, column[v]);
+    }
   }
 }
 
@@ -102,6 +115,58 @@ struct Ahead {
   int tiles;       // that still ask
 };
 
+// Where a tile's rows go.
+struct TileEnd {
+  const float* bias;
+  float* c;
+  const int32_t* offsets;
+  ptrdiff_t c_vector;
+  const float* residual;
+  ptrdiff_t residual_pixel;
+};
+
+template <class V, int NV>
+ALWAYS_INLINE void store_row(const TileEnd& end, typename V::T (&acc)[NV], int m, typename V::T lo, typename V::T hi) {
+  const float* bias = end.bias;
+  READ_EVERY_TURN(bias);  // an operand from memory: registers are all taken
+  UNROLL for (int v = 0; v < NV; ++v) acc[v] = V::clamp(V::add(acc[v], V::load(bias + v * V::W)), lo, hi);
+  if (end.residual) {
+    const float* r = end.residual + m * end.residual_pixel;
+    UNROLL for (int v = 0; v < NV; ++v) acc[v] = V::add(acc[v], V::load(r + v * V::W));
+  }
+  float* out = end.c + end.offsets[m];
+  UNROLL for (int v = 0; v < NV; ++v) V::store(out + v * end.c_vector, acc[v]);
+}
+
+// The last STEPS k steps of a tile, a few rows at a time, and between their FMAs what becomes of the rows before them:
+// sums that all end at once leave the multipliers idle while they are clamped and stored.
+template <class V, int NV, int MR, int STEPS, int GROUP = 0, int K = 0>
+ALWAYS_INLINE void gemm_last_steps(const TileEnd& end, typename V::T (&acc)[MR][NV],
+                                   const float* const (&base)[(MR + 2) / 3], ptrdiff_t stride, const float* b,
+                                   typename V::T lo, typename V::T hi) {
+  constexpr int kRows = NV == 1 ? 8 : NV == 2 ? 4 : 3;  // enough chains to hide an FMA's latency
+  constexpr int kGroups = (MR + kRows - 1) / kRows;
+  constexpr int kBegin = MR * GROUP / kGroups, kEnd = MR * (GROUP + 1) / kGroups;
+  constexpr int kBefore = GROUP > 0 ? MR * (GROUP - 1) / kGroups : 0;
+  if constexpr (GROUP == kGroups) {
+    UNROLL for (int m = kBefore; m < MR; ++m) store_row<V, NV>(end, acc[m], m, lo, hi);
+  } else if constexpr (K == STEPS) {
+    gemm_last_steps<V, NV, MR, STEPS, GROUP + 1, 0>(end, acc, base, stride, b, lo, hi);
+  } else {
+    UNROLL for (int m = kBegin; m < kEnd; ++m) {
+      const typename V::T x = broadcast_of<V, K>(m, base[m / 3], stride);
+      V::template accumulate_from<K * NV>(acc[m][0], x, b);
+      if constexpr (NV > 1) V::template accumulate_from<K * NV + 1>(acc[m][1], x, b);
+      if constexpr (NV > 2) V::template accumulate_from<K * NV + 2>(acc[m][2], x, b);
+    }
+    constexpr int kDone = kBegin - kBefore;
+    UNROLL for (int m = kBefore + kDone * K / STEPS; m < kBefore + kDone * (K + 1) / STEPS; ++m) {
+      store_row<V, NV>(end, acc[m], m, lo, hi);
+    }
+    gemm_last_steps<V, NV, MR, STEPS, GROUP, K + 1>(end, acc, base, stride, b, lo, hi);
+  }
+}
+
 // `count` tiles of MR pixels one after the other, so that what a call costs is paid once. STEPS k steps a turn; it
 // divides every segment length.
 template <class V, int NV, int MR, int STEPS>
@@ -110,17 +175,19 @@ NOINLINE void gemm_tile(const GemmArgs& g, int count, const float* a, float* c, 
   using T = typename V::T;
   constexpr int kWidth = NV * V::W, kLines = kWidth * STEPS / 32 > 0 ? kWidth * STEPS / 32 : 1;
   const ptrdiff_t stride = g.a_pixel;
+  const bool by_row = V::kStoresByRow && STEPS > 1 && g.n_valid == kWidth && !g.pool && !g.activation;
+  const int held = by_row ? STEPS : 0;  // k steps that gemm_last_steps takes
   for (; count > 0; --count) {
     const float* next = ahead.at;
     const ptrdiff_t next_step = ahead.tiles > 0 ? ahead.step : 0;
     T acc[MR][NV];
     const T zero = applies_hardswish<NV>() ? V::new_zero() : V::zero();
     UNROLL for (int m = 0; m < MR; ++m) { UNROLL for (int v = 0; v < NV; ++v) acc[m][v] = zero; }
-    const float* b = g.b;
-    for (int s = 0; s < g.segment_count; ++s) {
-      const float* base[(MR + 2) / 3];
+    const float *b = g.b, *base[(MR + 2) / 3];
+    int s = 0;
+    do {  // there is a segment (panels.inl), and its pointers are used below
       UNROLL for (int i = 0; i < (MR + 2) / 3; ++i) base[i] = a + g.segments[s] + 3 * i * stride;
-      for (int k = g.segment_length; k > 0; k -= STEPS) {
+      for (int k = g.segment_length - (s + 1 < g.segment_count ? 0 : held); k > 0; k -= STEPS) {
         gemm_steps<V, NV, MR, STEPS>(acc, base, stride, b);
         UNROLL for (int i = 0; i < (MR + 2) / 3; ++i) {
           base[i] += STEPS;
@@ -130,10 +197,18 @@ NOINLINE void gemm_tile(const GemmArgs& g, int count, const float* a, float* c, 
         UNROLL for (int i = 0; i < kLines; ++i) __builtin_prefetch(next + 16 * i, 0, 2);
         next += next_step;
       }
-    }
-    ahead.at = next;
+    } while (++s < g.segment_count);
+    ahead.at = next + (by_row ? next_step : 0);
     --ahead.tiles;
-    gemm_store<V, NV, MR>(g, acc, c, offsets, residual);
+    if (by_row) {
+      const float *lo = &g.lo, *hi = &g.hi;
+      READ_EVERY_TURN(lo);  // not before the loop, which would cost it registers
+      READ_EVERY_TURN(hi);
+      gemm_last_steps<V, NV, MR, STEPS>({g.bias, c, offsets, g.c_vector, residual, g.residual_pixel}, acc, base, stride,
+                                        b, V::broadcast(lo), V::broadcast(hi));
+    } else {
+      gemm_store<V, NV, MR>(g, acc, c, offsets, residual);
+    }
     a += MR * stride;
     if (g.c_offsets) {
       offsets += MR;

@@ -25,7 +25,7 @@ constexpr int kDepthwiseColumns = 14;
 
 namespace {
 const PanelKind kinds[] = {
-    {32, 16, 14, &gemm_panel<Full, 2, 14>, "14x32"}, {48, 16, 9, &gemm_panel<Full, 3, 9>, "9x48"},
+    {32, 16, 14, &gemm_panel<Full, 2, 14>, "14x32"}, {48, 16, 8, &gemm_panel<Full, 3, 8>, "8x48"},
     {16, 16, 14, &gemm_panel<Full, 1, 14>, "14x16"}, {24, 8, 8, &gemm_panel<Half, 3, 8>, "8x24"},
     {8, 8, 14, &gemm_panel<Half, 1, 14>, "14x8"},
 };

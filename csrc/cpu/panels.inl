@@ -123,6 +123,10 @@ NOINLINE void gemm_chains(const GemmArgs& g, ptrdiff_t distance) {
 template <class V, int NV, int MAX>
 ALWAYS_INLINE void gemm_whole(const GemmArgs& g, bool first) {
   const int k = g.segment_count * g.segment_length;
+  if (k == 0) {  // the bias alone; tiles have a segment
+    const float sums[MAX * NV * V::W] = {};
+    return gemm_groups<MAX, 1>(g, [&](const GemmArgs& group) { store_sums<V, NV>(group, sums); });
+  }
   // Packed weights lie in the order in which they are used: what follows a panel is wanted next.
   const ptrdiff_t distance = first ? static_cast<ptrdiff_t>(k) * NV * V::W : 0;
   if (k > kLongestChain) return gemm_chains<V, NV, MAX>(g, distance);

@@ -36,6 +36,15 @@ size_t depthwise_floats(const PackedItem& item, const ItemShape& shape, const Is
   return blocks * isa.vector * shape.out_h * shape.out_w;
 }
 
+// Of the two dense stages of a block.
+size_t dense_floats(const PackedItem& item) {
+  size_t floats = 0;
+  for (const PackedStage& stage : item.stages) {
+    if (!stage.panels.empty()) floats += static_cast<size_t>(stage.k) * stage.desc.out;
+  }
+  return floats;
+}
+
 // Whether a run of pixels cuts into tiles that are tall enough.
 bool fills_tiles(const IsaTable& isa, int pixels) {
   const PanelKind& kind = isa.kinds[0];
@@ -142,12 +151,14 @@ ItemPlan plan_item(const PackedItem& item, const ItemShape& shape, const IsaTabl
   }
   if (!item.find(Role::kProject)) return plan;
   // Bands of fewer than four rows spend too much on their seams. And where the cache does not hold rows enough to fill
-  // the tiles, channels pass in groups, unless the depthwise output, which is then kept whole, is large: all tiles are
-  // full, and a weight is read once or a few times instead of once for every row.
+  // the tiles, or not the weights beside the ring, channels pass in groups, unless the depthwise output, which is then
+  // kept whole, is large: all tiles are full, and a weight is read once or a few times instead of once for every row.
   const bool few_rows = threads > 1 && shape.out_h < 4 * threads && plan.column_parts == 1,
              short_steps = plan.column_parts > 1 ||
-                           (plan.rows_per_step < shape.out_h && !fills_tiles(isa, plan.rows_per_step * shape.out_w));
-  if (!few_rows && !(short_steps && depthwise_floats(item, shape, isa) <= kKeptHalves * half)) return plan;
+                           (plan.rows_per_step < shape.out_h && !fills_tiles(isa, plan.rows_per_step * shape.out_w)),
+             heavy = item.find(Role::kExpand) && plan.rows_per_step < shape.out_h && dense_floats(item) > half;
+  const bool in_groups = (short_steps || heavy) && depthwise_floats(item, shape, isa) <= kKeptHalves * half;
+  if (!few_rows && !in_groups) return plan;
   plan.column_parts = 1;
   plan.split = Split::kHidden;
   plan.rows_per_step = shape.out_h;

@@ -7,6 +7,7 @@ namespace {
 struct Full {
   using T = __m256;
   static constexpr int W = 8;
+  static constexpr bool kStoresByRow = false;  // tried on Zen 4: 16 registers leave little to gain
   static ALWAYS_INLINE T zero() { return _mm256_setzero_ps(); }
   // Zeros made where they are asked for: kept over a loop they would take a register from its sums.
   static ALWAYS_INLINE T new_zero() {
@@ -54,6 +55,15 @@ struct Full {
           : "r"(base), "r"(stride), "i"(4 * K), "i"(4 * ROW), "m"(*reinterpret_cast<Memory*>(base)));
     }
     return v;
+  }
+  template <int ROW, int K>
+  static ALWAYS_INLINE void accumulate_row(T& c, const float* base, ptrdiff_t stride, T b) {
+    accumulate(c, broadcast_row<ROW, K>(base, stride), b);
+  }
+  // c += a * vector number N from p, in place. The address is spelled out: GCC would keep a register for each.
+  template <int N>
+  static ALWAYS_INLINE void accumulate_from(T& c, T a, const float* p) {
+    asm("vfmadd231ps %c3(%2), %1, %0" : "+x"(c) : "x"(a), "r"(p), "i"(4 * N * W), "m"(*reinterpret_cast<Memory*>(p)));
   }
   // c += a * b in place. As an instruction of its own the accumulator cannot move to another register, which GCC
   // otherwise does between k steps until some no longer fit.

@@ -4,9 +4,17 @@
 
 namespace {
 
+// What follows a pointer, for an instruction's operands. Clang wants a complete type.
+#ifdef __clang__
+using Memory = const float[1 << 24];
+#else
+using Memory = const float[];
+#endif
+
 struct Full {
   using T = __m512;
   static constexpr int W = 16;
+  static constexpr bool kStoresByRow = true;  // gemm_last_steps
   static ALWAYS_INLINE T zero() { return _mm512_setzero_ps(); }
   // Zeros made where they are asked for: kept over a loop they would take a register from its sums.
   static ALWAYS_INLINE T new_zero() {
@@ -23,9 +31,36 @@ struct Full {
     return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p);
   }
   static ALWAYS_INLINE T broadcast(const float* p) { return _mm512_set1_ps(*p); }
+  // base[ROW * stride + K], ROW 0, 1 or 2. As an instruction: GCC would keep a register for each sum of stride and K.
   template <int ROW, int K>
   static ALWAYS_INLINE T broadcast_row(const float* base, ptrdiff_t stride) {
-    return broadcast(base + ROW * stride + K);
+    T v;
+    if constexpr (ROW == 0) {
+      v = broadcast(base + K);
+    } else {
+      asm("vbroadcastss %c3(%1,%2,%c4), %0"
+          : "=v"(v)
+          : "r"(base), "r"(stride), "i"(4 * K), "i"(4 * ROW), "m"(*reinterpret_cast<Memory*>(base)));
+    }
+    return v;
+  }
+  // c += base[ROW * stride + K] * b, in place.
+  template <int ROW, int K>
+  static ALWAYS_INLINE void accumulate_row(T& c, const float* base, ptrdiff_t stride, T b) {
+    if constexpr (ROW == 0) {
+      asm("vfmadd231ps %c2(%1)%{1to16%}, %3, %0"
+          : "+v"(c)
+          : "r"(base), "i"(4 * K), "v"(b), "m"(*reinterpret_cast<Memory*>(base)));
+    } else {
+      asm("vfmadd231ps %c3(%1,%2,%c4)%{1to16%}, %5, %0"
+          : "+v"(c)
+          : "r"(base), "r"(stride), "i"(4 * K), "i"(4 * ROW), "v"(b), "m"(*reinterpret_cast<Memory*>(base)));
+    }
+  }
+  // c += a * vector number N from p, in place. The address is spelled out: GCC would keep a register for each.
+  template <int N>
+  static ALWAYS_INLINE void accumulate_from(T& c, T a, const float* p) {
+    asm("vfmadd231ps %c3(%2), %1, %0" : "+v"(c) : "v"(a), "r"(p), "i"(4 * N * W), "m"(*reinterpret_cast<Memory*>(p)));
   }
   // c += a * b in place. As an instruction of its own the accumulator cannot move to another register, which GCC
   // otherwise does between k steps until some no longer fit.
@@ -52,6 +87,7 @@ struct Full {
 struct Half {
   using T = __m256;
   static constexpr int W = 8;
+  static constexpr bool kStoresByRow = true;
   static ALWAYS_INLINE T zero() { return _mm256_setzero_ps(); }
   // Zeros made where they are asked for: kept over a loop they would take a register from its sums.
   static ALWAYS_INLINE T new_zero() {
@@ -68,9 +104,36 @@ struct Half {
     return _mm256_maskz_loadu_ps(static_cast<__mmask8>((1u << n) - 1), p);
   }
   static ALWAYS_INLINE T broadcast(const float* p) { return _mm256_set1_ps(*p); }
+  // base[ROW * stride + K], ROW 0, 1 or 2. As an instruction: GCC would keep a register for each sum of stride and K.
   template <int ROW, int K>
   static ALWAYS_INLINE T broadcast_row(const float* base, ptrdiff_t stride) {
-    return broadcast(base + ROW * stride + K);
+    T v;
+    if constexpr (ROW == 0) {
+      v = broadcast(base + K);
+    } else {
+      asm("vbroadcastss %c3(%1,%2,%c4), %0"
+          : "=v"(v)
+          : "r"(base), "r"(stride), "i"(4 * K), "i"(4 * ROW), "m"(*reinterpret_cast<Memory*>(base)));
+    }
+    return v;
+  }
+  // c += base[ROW * stride + K] * b, in place.
+  template <int ROW, int K>
+  static ALWAYS_INLINE void accumulate_row(T& c, const float* base, ptrdiff_t stride, T b) {
+    if constexpr (ROW == 0) {
+      asm("vfmadd231ps %c2(%1)%{1to8%}, %3, %0"
+          : "+v"(c)
+          : "r"(base), "i"(4 * K), "v"(b), "m"(*reinterpret_cast<Memory*>(base)));
+    } else {
+      asm("vfmadd231ps %c3(%1,%2,%c4)%{1to8%}, %5, %0"
+          : "+v"(c)
+          : "r"(base), "r"(stride), "i"(4 * K), "i"(4 * ROW), "v"(b), "m"(*reinterpret_cast<Memory*>(base)));
+    }
+  }
+  // c += a * vector number N from p, in place. The address is spelled out: GCC would keep a register for each.
+  template <int N>
+  static ALWAYS_INLINE void accumulate_from(T& c, T a, const float* p) {
+    asm("vfmadd231ps %c3(%2), %1, %0" : "+v"(c) : "v"(a), "r"(p), "i"(4 * N * W), "m"(*reinterpret_cast<Memory*>(p)));
   }
   // c += a * b in place. As an instruction of its own the accumulator cannot move to another register, which GCC
   // otherwise does between k steps until some no longer fit.

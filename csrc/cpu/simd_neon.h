@@ -7,6 +7,7 @@ namespace {
 struct Full {
   using T = float32x4_t;
   static constexpr int W = 4;
+  static constexpr bool kStoresByRow = false;
   static ALWAYS_INLINE T zero() { return vdupq_n_f32(0.0f); }
   // Zeros made where they are asked for: kept over a loop they would take a register from its sums.
   static ALWAYS_INLINE T new_zero() {
@@ -30,6 +31,15 @@ struct Full {
   template <int ROW, int K>
   static ALWAYS_INLINE T broadcast_row(const float* base, ptrdiff_t stride) {
     return broadcast(base + ROW * stride + K);
+  }
+  template <int ROW, int K>
+  static ALWAYS_INLINE void accumulate_row(T& c, const float* base, ptrdiff_t stride, T b) {
+    accumulate(c, broadcast_row<ROW, K>(base, stride), b);
+  }
+  // c += a * vector number N from p, in place.
+  template <int N>
+  static ALWAYS_INLINE void accumulate_from(T& c, T a, const float* p) {
+    accumulate(c, a, load(p + N * W));
   }
   // c += a * b in place. As an instruction of its own the accumulator cannot move to another register, which GCC
   // otherwise does between k steps until some no longer fit.

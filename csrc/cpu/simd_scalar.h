@@ -8,6 +8,7 @@ namespace {
 struct Full {
   using T = float;
   static constexpr int W = 1;
+  static constexpr bool kStoresByRow = false;
   static ALWAYS_INLINE T zero() { return 0.0f; }
   static ALWAYS_INLINE T new_zero() { return 0; }
   static ALWAYS_INLINE T load(const float* p) { return *p; }
@@ -18,6 +19,15 @@ struct Full {
   template <int ROW, int K>
   static ALWAYS_INLINE T broadcast_row(const float* base, ptrdiff_t stride) {
     return broadcast(base + ROW * stride + K);
+  }
+  template <int ROW, int K>
+  static ALWAYS_INLINE void accumulate_row(T& c, const float* base, ptrdiff_t stride, T b) {
+    accumulate(c, broadcast_row<ROW, K>(base, stride), b);
+  }
+  // c += a * vector number N from p, in place.
+  template <int N>
+  static ALWAYS_INLINE void accumulate_from(T& c, T a, const float* p) {
+    accumulate(c, a, load(p + N * W));
   }
   static ALWAYS_INLINE void accumulate(T& c, T a, T b) { c = __builtin_fmaf(a, b, c); }
   static ALWAYS_INLINE T fma(T a, T b, T c) { return __builtin_fmaf(a, b, c); }
