@@ -165,7 +165,12 @@ def _walk(match: Match, size: tuple[int, int]) -> Iterator[Layer]:
 
 
 def _plain_batch_norm(block: BlockSpec) -> BlockSpec:
-    """The block with the tensors that :func:`parse` gives every stage, which change nothing at inference."""
+    """The block with the tensors that :func:`parse` gives every stage, which change nothing at inference.
+
+    A shortcut that begins before the block is left out: alone, the block has no such input.
+    """
+    if block.residual_back:
+        block = replace(block, residual=False, residual_back=False)
     stages = {role: replace(spec, sources=SOURCES, eps=EPS) for role, spec in block.stages()}
     return replace(block, **stages)  # type: ignore[arg-type]
 
