@@ -40,7 +40,7 @@ class CMakeBuild(build_ext):
             if cuda.nvcc is not None:
                 added = Extension(CUDA, [])
                 # What finalize_options gives those declared below; an editable install asks for it.
-                added._needs_stub = False  # type: ignore[attr-defined]
+                added._needs_stub = False
                 self.extensions.append(added)
             self.configure_and_build(torch, jobs, cuda)
         except BuildError as error:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mobilenet_ext.bench import results, runner, shapes, statistics, timing
+from mobilenet_ext.bench import cases, results, runner, shapes, statistics, timing
 from mobilenet_ext.bench.timing import Schedule
 
 SHAPE_FILES = Path(__file__).parent.parent / "benchmarks" / "shapes"
@@ -204,3 +204,18 @@ def test_parts_are_the_convolutions_of_a_block():
 def test_a_model_without_a_layer_table_says_why():
     with pytest.raises(ValueError, match="Linear has no layer table"):
         shapes.network_layers(torch.nn.Linear(2, 2), (8, 8))
+
+
+@pytest.mark.parametrize("name", ["mobilenetv4_conv_small", "efficientnet_b0"])
+def test_layers_of_other_networks_can_be_timed(name):
+    timm = pytest.importorskip("timm")
+    layers = shapes.network_layers(timm.create_model(name).eval(), (64, 64))
+    assert any(layer.item.squeezed for layer in layers) == (name == "efficientnet_b0")
+    assert not any(layer.item.residual_back for layer in layers)  # alone, a layer has no earlier input
+    for layer in {layer.line: layer for layer in layers}.values():
+        case = cases.layer_case(layer)
+        wanted = 1 if layer.item.squeezed or layer.item.kind == "conv" else 2
+        assert len(case.ours) == wanted, layer.line
+        model = cases.PlainLayer(layer.item).eval()
+        y = model(torch.randn(1, layer.item.in_channels, *layer.size))
+        assert y.shape[1] == layer.item.out_channels

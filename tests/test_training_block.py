@@ -27,7 +27,7 @@ EPS = torch.finfo(torch.float32).eps
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two images at a time, so that sums over parts of the batch are put together."""
-    monkeypatch.setattr(block_module, "_CHUNK_BYTES", 2 * 24 * 12 * 13 * 4)
+    monkeypatch.setattr(block_module, "CHUNK_BYTES", 2 * 24 * 12 * 13 * 4)
 
 
 @pytest.mark.parametrize("mode", MODES)

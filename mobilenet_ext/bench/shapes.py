@@ -145,8 +145,11 @@ def paper_layers(kinds: Sequence[str]) -> list[Layer]:
 
 
 def parts(layer: Layer) -> list[Layer]:
-    """The convolutions that a layer consists of, each with the size of its input."""
-    if layer.item.kind == "conv":
+    """The convolutions that a layer consists of, each with the size of its input.
+
+    A block with squeeze-and-excitation stays whole: what it multiplies by is no convolution of the image.
+    """
+    if layer.item.kind == "conv" or layer.item.squeezed:
         return [layer]
     result = []
     size = layer.size

@@ -12,7 +12,7 @@ from torch import Tensor
 from mobilenet_ext.backends import aten
 from mobilenet_ext.memory_format import channels_last
 from mobilenet_ext.training import passes
-from mobilenet_ext.training.block import Block, Stats, is_pointwise
+from mobilenet_ext.training.block import CHUNK_BYTES, Block, Stats, is_pointwise
 from mobilenet_ext.training.passes import image_of, matrix
 from mobilenet_ext.training.scratch import empty_image, scratch, scratch_image
 
@@ -118,19 +118,37 @@ class Backward:
                 passes.product(matrix(du), run.expand.weight, False, rows)
                 self.grads.x = image_of(rows, run.n, run.height, run.width)
             return
+        if self.needs.weights["expand"]:
+            self.grads.stages["expand"]["weight"] = self._dense_weight_gradient(du)
+        if not self.needs.x:
+            return
         top, bottom, left, right = aten.paddings(spec, run.height, run.width)
         x = torch.nn.functional.pad(run.x, (left, right, top, bottom)) if (top, left) != (bottom, right) else run.x
         padding = (0, 0) if x is not run.x else (top, left)
-        dx, dw, _ = torch.ops.aten.convolution_backward(
-            du, x, run.expand.weight, None, spec.stride, padding, spec.dilation, False, (0, 0), 1,
-            (self.needs.x, self.needs.weights["expand"], False),
-        )  # fmt: skip
-        if self.needs.x:
-            if x is not run.x:
-                dx = dx[:, :, top : top + run.height, left : left + run.width]
-            self.grads.x = channels_last(dx)
-        if self.needs.weights["expand"]:
-            self.grads.stages["expand"]["weight"] = dw
+        dx, _, _ = torch.ops.aten.convolution_backward(
+            du, x, run.expand.weight, None, spec.stride, padding, spec.dilation, False, (0, 0), 1, (True, False, False)
+        )
+        if x is not run.x:
+            dx = dx[:, :, top : top + run.height, left : left + run.width]
+        self.grads.x = channels_last(dx)
+
+    def _dense_weight_gradient(self, du: Tensor) -> Tensor:
+        """As a product with the image's patches, some images at a time: PyTorch's own depends on the thread count."""
+        run = self.run_
+        assert run.expand is not None
+        spec = run.expand.spec
+        kh, kw = spec.kernel
+        channels, pixels = spec.in_channels, run.hidden_size[0] * run.hidden_size[1]
+        image = pixels * kh * kw * channels * run.x.element_size()
+        count = max(1, CHUNK_BYTES // max(1, image))
+        total: Tensor | None = None
+        for first in range(0, run.n, count):
+            part = slice(first, first + count)
+            rows = passes.patches(run.x[part], spec, aten.paddings(spec, run.height, run.width), run.hidden_size)
+            total = passes.weight_product(matrix(du[part]), rows, None, total)
+        if total is None:
+            return torch.zeros_like(run.expand.weight)
+        return total.view(-1, kh, kw, channels).permute(0, 3, 1, 2).contiguous()
 
     # Statistics of the batch: sums over all of it stand between the stages.
     def _batch(self) -> None:

@@ -25,7 +25,7 @@ from mobilenet_ext.training.norm import Norm
 from mobilenet_ext.training.passes import Geometry, image_of, matrix
 from mobilenet_ext.training.scratch import empty_image, scratch
 
-_CHUNK_BYTES = 6 << 20  # of hidden values at a time
+CHUNK_BYTES = 6 << 20  # of hidden values at a time
 Tensors = Mapping[str, Tensor]
 Stats = tuple[Tensor, Tensor]
 
@@ -89,7 +89,7 @@ class Block:
         if self.expand is not None and self.dw is not None and is_pointwise(self.expand.spec):
             pixels = self.hidden_size[0] * self.hidden_size[1]
             image = pixels * self.expand.spec.out_channels * self.x.element_size()
-            count = max(1, _CHUNK_BYTES // max(1, image))
+            count = max(1, CHUNK_BYTES // max(1, image))
         for first in range(0, self.n, max(1, count)):
             yield slice(first, min(self.n, first + count))
 

@@ -6,11 +6,15 @@ channel.  Statistics and sums are float64 whatever the dtype.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from mobilenet_ext.memory_format import channels_last
+from mobilenet_ext.spec import ConvSpec
 
 _ops = torch.ops.mobilenet_ext
 _INFINITY = float("inf")
@@ -116,6 +120,20 @@ def weight_product(wide: Tensor, narrow: Tensor, center: Tensor | None, total: T
         return out
     product = torch.mm(wide.t(), narrow if center is None else narrow - center)
     return product if total is None else total.add_(product)
+
+
+def patches(x: Tensor, spec: ConvSpec, padding: Sequence[int], out: tuple[int, int]) -> Tensor:
+    """What a dense convolution multiplies its weights with: (pixels, kh * kw * channels) of a channels_last image.
+
+    ``padding`` is top, bottom, left, right; ``out`` the height and width of the result.
+    """
+    top, bottom, left, right = padding
+    padded = channels_last(F.pad(x, (left, right, top, bottom)))
+    image, channel, row, pixel = padded.stride()
+    (kh, kw), (sh, sw), (dh, dw) = spec.kernel, spec.stride, spec.dilation
+    shape = (x.shape[0], *out, kh, kw, x.shape[1])
+    windows = padded.as_strided(shape, (image, row * sh, pixel * sw, row * dh, pixel * dw, channel))
+    return windows.reshape(-1, kh * kw * x.shape[1])
 
 
 class Geometry(NamedTuple):
