@@ -1,10 +1,12 @@
 // Elementwise passes over channels_last rows with one coefficient per channel. Included by the per-ISA files after a
 // simd_*.h.
+#include "pixels.inl"
+
 namespace {
 
-// Pixels that one channel block takes before the next one has its turn. A few: then memory is read and written in runs
-// of whole pixels, which the processor prefetches.
-constexpr int kTilePixels = 8;
+// Pixels that one channel block takes before the next one has its turn: enough that loading its coefficients does not
+// count, few enough that their lines are still in the first cache.
+constexpr int kTilePixels = 32;
 
 template <bool Partial>
 ALWAYS_INLINE Full::T get(const float* p, int valid) {
@@ -153,13 +155,18 @@ struct Gather {
   static ALWAYS_INLINE void run(const GatherArgs& r, int from, int count, int channel, int valid) {
     const float* x = r.x + from * r.pitch + channel;
     float* out = r.out + channel / Full::W * r.block + from * Full::W;
+    const ptrdiff_t ahead = r.pixels * r.pitch;  // the next row, which the walk over channels hides from the processor
     if (!r.scale) {
-      for (int i = 0; i < count; ++i, x += r.pitch) Full::store(out + i * Full::W, get<Partial>(x, valid));
+      for (int i = 0; i < count; ++i, x += r.pitch) {
+        expect_load(x + ahead);
+        Full::store(out + i * Full::W, get<Partial>(x, valid));
+      }
       return;
     }
     const Full::T scale = get<Partial>(r.scale + channel, valid), shift = get<Partial>(r.shift + channel, valid);
     const Full::T lo = Full::broadcast(&r.lo), hi = Full::broadcast(&r.hi);
     for (int i = 0; i < count; ++i, x += r.pitch) {
+      expect_load(x + ahead);
       Full::store(out + i * Full::W, Full::clamp(Full::fma(get<Partial>(x, valid), scale, shift), lo, hi));
     }
   }
@@ -173,8 +180,11 @@ struct GatherGradient {
     const Full::T a = get<Partial>(r.a + channel, valid), center = get_or_zero<Partial>(r.center, channel, valid);
     const Full::T b = get_or_zero<Partial>(r.b, channel, valid), c = get_or_zero<Partial>(r.c, channel, valid);
     float* out = r.out + channel / Full::W * r.block + from * Full::W;
+    const ptrdiff_t ahead = r.pixels * r.pitch;
     ptrdiff_t at = from * r.pitch + channel;
     for (int i = 0; i < count; ++i, at += r.pitch) {
+      expect_load(r.x + at + ahead);
+      expect_load(r.g + at + ahead);
       const Full::T x = get<Partial>(r.x + at, valid);
       const Full::T g = Full::keep(get<Partial>(r.g + at, valid), Full::fma(x, scale, shift), lo, hi);
       Full::T y = Full::mul(g, a);

@@ -1,5 +1,6 @@
 // What depthwise_pixels.inl and weight_gradient_pixels.inl share: how a row of channels_last memory is cut into
-// columns.
+// columns; and what asks for memory ahead of its use.
+#pragma once
 namespace {
 
 constexpr int kPixelColumns = 4;
