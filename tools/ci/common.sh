@@ -35,10 +35,13 @@ count_tests() {
   local log=$WORK/tests.log status=0
   "$@" 2>&1 | tee "$log" || status=$?
   local summary passed failed
-  summary=$(grep -E '[0-9]+ (passed|failed|errors?).* in [0-9.]+s|tests? passed, [0-9]+ tests? failed out of' "$log" | tail -n 1 || true)
+  summary=$(grep -E '[0-9]+ (passed|failed|errors?).* in [0-9.]+s|tests? passed(, [0-9]+ tests? failed)? out of' "$log" | tail -n 1 || true)
   if [[ $summary =~ ([0-9]+)\ tests?\ failed\ out\ of\ ([0-9]+) ]]; then
     failed=${BASH_REMATCH[1]}
     passed=$((BASH_REMATCH[2] - failed))
+  elif [[ $summary =~ tests?\ passed\ out\ of\ ([0-9]+) ]]; then # newer CMake, when none failed
+    failed=0
+    passed=${BASH_REMATCH[1]}
   else
     passed=$(grep -oE '[0-9]+ passed' <<<"$summary" | cut -d' ' -f1 || true)
     failed=$({ grep -oE '[0-9]+ (failed|errors?)' <<<"$summary" || true; } | awk '{ n += $1 } END { print n + 0 }')
