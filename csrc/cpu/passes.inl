@@ -4,9 +4,9 @@
 
 namespace {
 
-// Pixels that one channel block takes before the next one has its turn: enough that loading its coefficients does not
-// count, few enough that their lines are still in the first cache.
-constexpr int kTilePixels = 32;
+// Pixels that one channel block takes before the next one has its turn. A few: then memory is read and written in runs
+// of whole pixels, which the processor prefetches. It decides bits.
+constexpr int kTilePixels = 8;
 
 template <bool Partial>
 ALWAYS_INLINE Full::T get(const float* p, int valid) {
