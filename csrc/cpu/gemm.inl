@@ -2,6 +2,7 @@
 namespace {
 
 constexpr int kMaxTileRows = 14;
+
 // Step K of row m, `base` that of row m / 3 * 3.
 template <class V, int K>
 ALWAYS_INLINE typename V::T broadcast_of(int m, const float* base, ptrdiff_t stride) {
@@ -19,7 +20,7 @@ ALWAYS_INLINE void gemm_step(typename V::T (&acc)[MR][NV], const float* const (&
   UNROLL for (int v = 0; v < NV; ++v) column[v] = V::load(b + v * V::W);
   UNROLL for (int m = 0; m < MR; ++m) {
     if constexpr (NV == 1) {
-      // A broadcast that feeds one FMA is its operand: as an instruction of its own it would cost as much as the FMA.
+      // A broadcast that feeds one FMA is its operand: as an instruction of its own it would take time from it.
       m % 3 == 0   ? V::template accumulate_row<0, K>(acc[m][0], base[m / 3], stride, column[0])
       : m % 3 == 1 ? V::template accumulate_row<1, K>(acc[m][0], base[m / 3], stride, column[0])
                    : V::template accumulate_row<2, K>(acc[m][0], base[m / 3], stride, column[0]);

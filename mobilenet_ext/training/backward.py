@@ -11,8 +11,8 @@ from torch import Tensor
 
 from mobilenet_ext.backends import aten
 from mobilenet_ext.memory_format import channels_last
-from mobilenet_ext.training import passes
-from mobilenet_ext.training.block import CHUNK_BYTES, Block, Stats, is_pointwise
+from mobilenet_ext.training import block, passes
+from mobilenet_ext.training.block import Block, Stats, is_pointwise
 from mobilenet_ext.training.passes import image_of, matrix
 from mobilenet_ext.training.scratch import empty_image, scratch, scratch_image
 
@@ -140,7 +140,7 @@ class Backward:
         kh, kw = spec.kernel
         channels, pixels = spec.in_channels, run.hidden_size[0] * run.hidden_size[1]
         image = pixels * kh * kw * channels * run.x.element_size()
-        count = max(1, CHUNK_BYTES // max(1, image))
+        count = max(1, block.CHUNK_BYTES // max(1, image))
         total: Tensor | None = None
         for first in range(0, run.n, count):
             part = slice(first, first + count)

@@ -25,7 +25,7 @@ from mobilenet_ext.training.norm import Norm
 from mobilenet_ext.training.passes import Geometry, image_of, matrix
 from mobilenet_ext.training.scratch import empty_image, scratch
 
-CHUNK_BYTES = 6 << 20  # of hidden values at a time
+CHUNK_BYTES = 6 << 20  # of hidden values, or of patches, at a time
 Tensors = Mapping[str, Tensor]
 Stats = tuple[Tensor, Tensor]
 
