@@ -41,6 +41,15 @@ STABLE_TORCH_LIBRARY(mobilenet_ext, m) {
   m.def(
       "train_block_backward(Tensor g, Tensor x, Tensor v, Tensor p, Tensor stats, Tensor[] sources, int[] program, "
       "float[] constants, int[] batch, int[] needs) -> Tensor[]");
+  // The same two for float32 blocks whose dense stages are 1x1, in native code; x, g, v and p are channels_last. About
+  // `chunk_bytes` of hidden values exist at a time. `grads` has a tensor of x's and of every source's shape to fill, or
+  // an empty one where none is wanted.
+  m.def(
+      "train_block_forward_native(Tensor x, Tensor[] sources, int[] program, float[] constants, int[] batch, int "
+      "chunk_bytes) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "train_block_backward_native(Tensor g, Tensor x, Tensor? v, Tensor? p, Tensor stats, Tensor[] sources, int[] "
+      "program, float[] constants, int[] batch, int chunk_bytes, Tensor(a!)[] grads) -> ()");
   // Images are (N, C, H, W), channels_last. `geometry`: kernel, stride, dilation, padding top and left, output size.
   m.def(
       "depthwise_forward(Tensor x, Tensor weight, Tensor? bias, Tensor? scale, Tensor? shift, float lo, float hi, "

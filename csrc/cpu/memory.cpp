@@ -49,15 +49,19 @@ Scratch::Scratch(size_t floats) {
   {
     std::lock_guard<std::mutex> lock(pool_mutex);
     auto& free_list = pool();
-    for (size_t i = free_list.size(); i-- > 0;) {
-      if (free_list[i].size() >= floats) {
-        buffer_ = std::move(free_list[i]);
-        free_list.erase(free_list.begin() + static_cast<ptrdiff_t>(i));
-        return;
-      }
+    // The smallest that is large enough, so that large ones stay for who needs them; failing that, the largest of the
+    // others makes room for what runs now.
+    auto best = free_list.end(), largest = free_list.begin();
+    for (auto it = free_list.begin(); it != free_list.end(); ++it) {
+      if (it->size() >= floats && (best == free_list.end() || it->size() < best->size())) best = it;
+      if (it->size() > largest->size()) largest = it;
     }
-    // The one it replaces is too small for what runs now.
-    if (!free_list.empty()) free_list.erase(free_list.begin());
+    if (best != free_list.end()) {
+      buffer_ = std::move(*best);
+      free_list.erase(best);
+      return;
+    }
+    if (!free_list.empty()) free_list.erase(largest);
   }
   buffer_ = Buffer(floats);
 }

@@ -1,42 +1,16 @@
 // The passes and depthwise kernels of training on tensors. Checks, allocation and threads; the work is csrc/cpu.
 #include <climits>
-#include <optional>
 #include <tuple>
 
 #include "cpu/depthwise_train.h"
 #include "cpu/passes.h"
 #include "cpu/product.h"
-#include "cpu/registry.h"
-#include "cpu/run.h"
-#include "tensors.h"
+#include "train_checks.h"
 
 namespace mobilenet_ext {
 namespace {
 
-using torch::headeronly::MemoryFormat;
 using torch::headeronly::ScalarType;
-using MaybeTensor = std::optional<Tensor>;
-
-const Parallel& torch_threads() {
-  static const Parallel parallel = [](int workers, const std::function<void()>& worker) {
-    torch::stable::parallel_for(0, workers, 1, [&](int64_t, int64_t) { worker(); });
-  };
-  return parallel;
-}
-
-Threads threads() { return {static_cast<int>(torch::stable::get_num_threads()), torch_threads()}; }
-
-const float* floats(const Tensor& t) { return static_cast<const float*>(t.const_data_ptr()); }
-
-const float* vector(const char* name, const Tensor& t, int64_t channels) {
-  STD_TORCH_CHECK(t.is_cpu() && t.scalar_type() == ScalarType::Float && t.is_contiguous() && t.numel() == channels,
-                  name, " has shape ", shape_text(t), "; allowed: ", channels, " contiguous float32 values on the CPU");
-  return floats(t);
-}
-
-const float* vector(const char* name, const MaybeTensor& t, int64_t channels) {
-  return t ? vector(name, *t, channels) : nullptr;
-}
 
 void check_matrix(const char* name, const Tensor& t) {
   STD_TORCH_CHECK(t.dim() == 2 && t.is_cpu() && t.scalar_type() == ScalarType::Float && t.is_contiguous(), name,
@@ -49,12 +23,6 @@ void check_same(const char* name, const Tensor& t, const Tensor& x) {
                   shape_text(t), "; allowed: float32 ", shape_text(x));
   for (int64_t d = 0; d < x.dim(); ++d)
     STD_TORCH_CHECK(t.size(d) == x.size(d), name, " has shape ", shape_text(t), "; allowed: ", shape_text(x));
-}
-
-float* writable(const Tensor& out) { return static_cast<float*>(out.mutable_data_ptr()); }
-
-Tensor doubles(std::initializer_list<int64_t> shape, const Tensor& like) {
-  return torch::stable::empty(shape, ScalarType::Double, std::nullopt, like.device());
 }
 
 Pass pass_over(const Tensor& x) {
@@ -73,18 +41,11 @@ Pass activated(const Tensor& x, const Tensor& scale, const Tensor& shift, double
   return p;
 }
 
-// The tables in use; counts a run of `kind`.
-struct Kernels {
-  explicit Kernels(const char* kind) : isa(active_isa()), train(train_table(isa)) { count_run(kind, isa.name); }
-  const IsaTable& isa;
-  const TrainTable& train;
-};
-
 std::tuple<Tensor, Tensor> column_moments(const Tensor& x) {
   const Pass p = pass_over(x);
   Tensor mean = doubles({p.channels}, x), var = doubles({p.channels}, x);
   run_moments(Kernels("moments").train, p, static_cast<double*>(mean.mutable_data_ptr()),
-              static_cast<double*>(var.mutable_data_ptr()), threads());
+              static_cast<double*>(var.mutable_data_ptr()), training_threads());
   return {mean, var};
 }
 
@@ -99,7 +60,7 @@ void affine_act(const Tensor& x, const Tensor& scale, const Tensor& shift, const
   check_matrix("out", out);
   check_same("out", out, x);
   p.y = writable(out);
-  run_apply(Kernels("apply").train, p, threads());
+  run_apply(Kernels("apply").train, p, training_threads());
 }
 
 Tensor act_reduce(const Tensor& g, const Tensor& x, const Tensor& scale, const Tensor& shift, const MaybeTensor& center,
@@ -110,7 +71,7 @@ Tensor act_reduce(const Tensor& g, const Tensor& x, const Tensor& scale, const T
   p.g = floats(g);
   p.center = vector("center", center, p.channels);
   Tensor sums = doubles({2, p.channels}, x);
-  run_reduce(Kernels("reduce").train, p, static_cast<double*>(sums.mutable_data_ptr()), threads());
+  run_reduce(Kernels("reduce").train, p, static_cast<double*>(sums.mutable_data_ptr()), training_threads());
   return sums;
 }
 
@@ -129,7 +90,7 @@ void act_gradient(const Tensor& g, const Tensor& x, const Tensor& scale, const T
   check_matrix("out", out);
   check_same("out", out, x);
   p.y = writable(out);
-  run_gradient(Kernels("gradient").train, p, threads());
+  run_gradient(Kernels("gradient").train, p, training_threads());
 }
 
 void rows_product(const Tensor& a, const Tensor& b, bool transposed, const MaybeTensor& scale, const MaybeTensor& shift,
@@ -155,7 +116,7 @@ void rows_product(const Tensor& a, const Tensor& b, bool transposed, const Maybe
   p.b = floats(b);
   p.out = writable(out);
   const Kernels k("product");
-  run_product(k.isa, k.train, p, threads());
+  run_product(k.isa, k.train, p, training_threads());
 }
 
 void weight_product(const Tensor& wide, const Tensor& narrow, const MaybeTensor& center, bool accumulate,
@@ -176,14 +137,7 @@ void weight_product(const Tensor& wide, const Tensor& narrow, const MaybeTensor&
   p.wide = floats(wide);
   p.narrow = floats(narrow);
   p.out = writable(out);
-  run_weight_product(Kernels("weight_product").train, p, threads());
-}
-
-void check_image(const char* name, const Tensor& t) {
-  STD_TORCH_CHECK(t.dim() == 4 && t.is_cpu() && t.scalar_type() == ScalarType::Float && is_channels_last(t), name,
-                  " has shape ", shape_text(t), "; allowed: a channels_last float32 (N, C, H, W) on the CPU");
-  for (int64_t d = 0; d < 4; ++d)
-    STD_TORCH_CHECK(t.size(d) <= INT_MAX, name, " has shape ", shape_text(t), "; sizes up to 2^31 - 1 are supported");
+  run_weight_product(Kernels("weight_product").train, p, training_threads());
 }
 
 DepthwiseShape shape_of(const Tensor& x, const Tensor& weight, const std::vector<int64_t>& g) {
@@ -215,12 +169,6 @@ Prologue prologue_of(const MaybeTensor& scale, const MaybeTensor& shift, double 
           static_cast<float>(hi)};
 }
 
-void check_size(const char* name, const Tensor& t, int64_t n, int64_t c, int64_t h, int64_t w) {
-  check_image(name, t);
-  STD_TORCH_CHECK(t.size(0) == n && t.size(1) == c && t.size(2) == h && t.size(3) == w, name, " has shape ",
-                  shape_text(t), "; allowed: (", n, ", ", c, ", ", h, ", ", w, ")");
-}
-
 std::tuple<Tensor, Tensor> depthwise_forward_op(const Tensor& x, const Tensor& weight, const MaybeTensor& bias,
                                                 const MaybeTensor& scale, const MaybeTensor& shift, double lo,
                                                 double hi, const std::vector<int64_t>& geometry, bool moments,
@@ -233,7 +181,7 @@ std::tuple<Tensor, Tensor> depthwise_forward_op(const Tensor& x, const Tensor& w
   const Kernels k("depthwise_forward");
   depthwise_forward(k.isa, k.train, s, floats(x), prologue, floats(weight), vector("bias", bias, s.channels),
                     writable(out), moments ? static_cast<double*>(mean.mutable_data_ptr()) : nullptr,
-                    moments ? static_cast<double*>(var.mutable_data_ptr()) : nullptr, threads());
+                    moments ? static_cast<double*>(var.mutable_data_ptr()) : nullptr, training_threads());
   return {mean, var};
 }
 
@@ -275,7 +223,7 @@ std::tuple<Tensor, Tensor> depthwise_backward_op(const Tensor& g, const MaybeTen
   depthwise_backward(k.isa, k.train, s, floats(g), gradient, floats(x), prologue, vector("center", center, s.channels),
                      floats(weight), out ? writable(*out) : nullptr,
                      need_weight ? static_cast<float*>(dw.mutable_data_ptr()) : nullptr,
-                     sums ? static_cast<double*>(sum.mutable_data_ptr()) : nullptr, threads());
+                     sums ? static_cast<double*>(sum.mutable_data_ptr()) : nullptr, training_threads());
   return {dw, sum};
 }
 

@@ -102,7 +102,13 @@ class Block:
             shape = (rows.shape[0], self.expand.spec.out_channels)
             out = x.new_empty(shape) if keep else scratch("expanded", x, *shape)
             return image_of(passes.product(rows, self.expand.weight, True, out), x.shape[0], *self.hidden_size)
-        return channels_last(aten.convolve(self.expand.spec, x, self.expand.weight, None))
+        spec, weight = self.expand.spec, self.expand.weight
+        if x.dtype == torch.float32 and spec.in_channels < 8:  # the bits of the native kernels
+            rows = passes.patches(x, spec, aten.paddings(spec, self.height, self.width), self.hidden_size)
+            out = x.new_empty((rows.shape[0], spec.out_channels))
+            passes.product(rows, weight.permute(0, 2, 3, 1).reshape(spec.out_channels, -1), True, out)
+            return image_of(out, x.shape[0], *self.hidden_size)
+        return channels_last(aten.convolve(spec, x, weight, None))
 
     def convolve(self, hidden: Tensor, wants_moments: bool, out: Tensor) -> Stats:
         """The depthwise convolution, bare, of the bare expand convolution (of the input where there is none)."""

@@ -15,9 +15,10 @@ from torch import Tensor
 from mobilenet_ext.backends.aten import split
 from mobilenet_ext.freshness import bump_epoch
 from mobilenet_ext.memory_format import channels_last
-from mobilenet_ext.spec import BlockSpec, decode
+from mobilenet_ext.spec import CLAMPS, BlockSpec, decode
+from mobilenet_ext.training import backward, block
 from mobilenet_ext.training.backward import Backward, Needs
-from mobilenet_ext.training.block import Block, Stats
+from mobilenet_ext.training.block import Block, Stats, is_pointwise
 
 _ops = torch.ops.mobilenet_ext
 _NO_SECOND = (
@@ -26,28 +27,64 @@ _NO_SECOND = (
 )
 
 
+@lru_cache(maxsize=1024)
+def _has_native(program: tuple[int, ...], constants: tuple[float, ...], dx: bool) -> bool:
+    """Whether csrc/cpu/train_forward.cpp takes the block, and with ``dx`` train_backward.cpp makes its input's gradient
+    too."""
+    (spec,) = decode(program, constants).chain
+    if not isinstance(spec, BlockSpec) or spec.pool or spec.squeezed or spec.residual_back:
+        return False
+    if any(stage.activation not in CLAMPS for _, stage in spec.stages()):
+        return False
+    first_convolution = spec.expand is not None and spec.expand.kernel != (1, 1) and spec.expand.in_channels < 8
+    dense = [stage for stage in (spec.expand, spec.project) if stage is not None]
+    return all(is_pointwise(stage) or (stage is spec.expand and first_convolution and not dx) for stage in dense)
+
+
+def _runs_native(
+    x: Tensor,
+    sources: Sequence[Tensor],
+    program: Sequence[int],
+    constants: Sequence[float],
+    batch: Sequence[int],
+    dx: bool,
+) -> bool:
+    key = (tuple(program), tuple(constants))
+    read = _kept(*key, tuple(batch))
+    return (
+        x.dtype == torch.float32
+        and x.numel() > 0
+        and all(s.dtype == torch.float32 for s, is_read in zip(sources, read, strict=True) if is_read)
+        and _has_native(*key, dx)
+    )
+
+
+def _dense(sources: Sequence[Tensor]) -> list[Tensor]:
+    return [s if s.is_contiguous() else s.contiguous() for s in sources]
+
+
 def _read(
     program: Sequence[int], constants: Sequence[float], sources: Sequence[Tensor]
 ) -> tuple[BlockSpec, list[dict[str, Tensor]]]:
-    ((block, tensors),) = split(decode(program, constants).chain, sources)
-    assert isinstance(block, BlockSpec)
-    return block, tensors
+    ((spec, tensors),) = split(decode(program, constants).chain, sources)
+    assert isinstance(spec, BlockSpec)
+    return spec, tensors
 
 
-def _check_count(block: BlockSpec, x: Tensor, batch: Sequence[int]) -> None:
+def _check_count(spec: BlockSpec, x: Tensor, batch: Sequence[int]) -> None:
     """BatchNorm's own error where a channel has a single value."""
     height, width = x.shape[2], x.shape[3]
-    for (_, spec), is_batch in zip(block.stages(), batch, strict=True):
-        height, width = spec.output_size(height, width)
+    for (_, stage), is_batch in zip(spec.stages(), batch, strict=True):
+        height, width = stage.output_size(height, width)
         if is_batch and x.shape[0] * height * width == 1:
-            size = [x.shape[0], spec.out_channels, height, width]
+            size = [x.shape[0], stage.out_channels, height, width]
             raise ValueError(f"Expected more than 1 value per channel when training, got input size {size}")
 
 
-def _count(block: BlockSpec, x: Tensor, batch: Sequence[int]) -> list[int]:
+def _count(spec: BlockSpec, x: Tensor, batch: Sequence[int]) -> list[int]:
     height, width, counts = x.shape[2], x.shape[3], []
-    for (_, spec), is_batch in zip(block.stages(), batch, strict=True):
-        height, width = spec.output_size(height, width)
+    for (_, stage), is_batch in zip(spec.stages(), batch, strict=True):
+        height, width = stage.output_size(height, width)
         if is_batch:
             counts.append(x.shape[0] * height * width)
     return counts
@@ -62,20 +99,25 @@ def _forward(
     batch: list[int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
-        block, tensors = _read(program, constants, sources)
+        spec, tensors = _read(program, constants, sources)
         none = x.new_empty(0)
         if not any(batch) and x.dtype == torch.float32:
             y = _ops.chain(x, sources, slot, program, constants)
             return y, none, none.clone(), none.double()
-        _check_count(block, x, batch)
-        run = Block(block, channels_last(x), tensors, [bool(b) for b in batch])
+        _check_count(spec, x, batch)
+        if any(batch) and _runs_native(x, sources, program, constants, batch, False):
+            y, v, p, rows = _ops.train_block_forward_native(
+                channels_last(x), _dense(sources), program, constants, batch, block.CHUNK_BYTES
+            )
+            return y, v, p, rows
+        run = Block(spec, channels_last(x), tensors, [bool(b) for b in batch])
         y, v, p, stats = run.forward()
         if not any(batch):
             return y, none, none.clone(), none.double()
-        counts = _count(block, x, batch)
+        counts = _count(spec, x, batch)
         unbiased = [var * (n / (n - 1) if n > 1 else 1.0) for (_, var), n in zip(stats, counts, strict=True)]
-        rows = [torch.cat([mean for mean, _ in stats]), torch.cat([var for _, var in stats]), torch.cat(unbiased)]
-        return y, v, p, torch.stack(rows)
+        columns = [torch.cat(row) for row in ([mean for mean, _ in stats], [var for _, var in stats], unbiased)]
+        return y, v, p, torch.stack(columns)
 
 
 def _fake_forward(
@@ -86,12 +128,12 @@ def _fake_forward(
     constants: list[float],
     batch: list[int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    block, _ = _read(program, constants, sources)
+    spec, _ = _read(program, constants, sources)
     sizes = []
     height, width = x.shape[2], x.shape[3]
-    for _, spec in block.stages():
-        height, width = spec.output_size(height, width)
-        sizes.append((x.shape[0], spec.out_channels, height, width))
+    for _, stage in spec.stages():
+        height, width = stage.output_size(height, width)
+        sizes.append((x.shape[0], stage.out_channels, height, width))
 
     def image(size: tuple[int, int, int, int]) -> Tensor:
         return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
@@ -99,12 +141,12 @@ def _fake_forward(
     y, v, p = image(sizes[-1]), x.new_empty(0), x.new_empty(0)
     stats = x.new_empty(0, dtype=torch.float64)
     if any(batch):
-        roles = [role for role, _ in block.stages()]
+        roles = [role for role, _ in spec.stages()]
         if "depthwise" in roles:
             v = image(sizes[roles.index("depthwise")])
         if roles[-1] != "depthwise":
             p = image(sizes[-1])
-        channels = sum(spec.out_channels for (_, spec), b in zip(block.stages(), batch, strict=True) if b)
+        channels = sum(stage.out_channels for (_, stage), b in zip(spec.stages(), batch, strict=True) if b)
         stats = x.new_empty((3, channels), dtype=torch.float64)
     return y, v, p, stats
 
@@ -123,27 +165,69 @@ def _backward(
 ) -> list[Tensor]:
     bump_epoch()  # whoever called backward may now write to parameters in ways that leave no trace
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
-        block, tensors = _read(program, constants, sources)
-        pairs: list[Stats] = []
-        at = 0
-        for (_, spec), is_batch in zip(block.stages(), batch, strict=True):
-            if is_batch:
-                pairs.append((stats[0, at : at + spec.out_channels], stats[1, at : at + spec.out_channels]))
-                at += spec.out_channels
-        wanted = iter(needs)
-        need_x = bool(next(wanted))
-        named = {role: {name: bool(next(wanted)) for name in spec.sources} for role, spec in block.stages()}
-        weights = {role: names["weight"] for role, names in named.items()}
-        run = Block(block, channels_last(x), tensors, [bool(b) for b in batch])
-        kept = [t if t.numel() or t.dim() != 1 else None for t in (v, p)]
-        grads = Backward(run, g, kept[0], kept[1], pairs, Needs(need_x, weights)).run()
-        none = x.new_empty(0)
-        result = [none if grads.x is None else channels_last(grads.x)]
-        flat = [(role, name) for role, spec in block.stages() for name in spec.sources]
-        for (role, name), source in zip(flat, sources, strict=True):
-            found = grads.stages[role].get(name) if named[role][name] else None
-            result.append(none.clone() if found is None else found.reshape(source.shape).contiguous())
+        native = _runs_native(x, sources, program, constants, batch, bool(needs[0]))
+        if not native or backward.recorder is not None:
+            result = _run_python(g, x, v, p, stats, sources, program, constants, batch, needs)
+        if native:
+            result = _run_native(g, x, v, p, stats, sources, program, constants, batch, needs)
         return result
+
+
+def _run_native(
+    g: Tensor,
+    x: Tensor,
+    v: Tensor,
+    p: Tensor,
+    stats: Tensor,
+    sources: list[Tensor],
+    program: list[int],
+    constants: list[float],
+    batch: list[int],
+    needs: list[int],
+) -> list[Tensor]:
+    x = channels_last(x)
+    sources = _dense(sources)
+    grads = [torch.empty_like(t) if needed else x.new_empty(0) for t, needed in zip((x, *sources), needs, strict=True)]
+    kept = [t if t.numel() else None for t in (v, p)]
+    _ops.train_block_backward_native(
+        channels_last(g), x, *kept, stats, sources, program, constants, batch, block.CHUNK_BYTES, grads
+    )
+    return grads
+
+
+def _run_python(
+    g: Tensor,
+    x: Tensor,
+    v: Tensor,
+    p: Tensor,
+    stats: Tensor,
+    sources: list[Tensor],
+    program: list[int],
+    constants: list[float],
+    batch: list[int],
+    needs: list[int],
+) -> list[Tensor]:
+    spec, tensors = _read(program, constants, sources)
+    pairs: list[Stats] = []
+    at = 0
+    for (_, stage), is_batch in zip(spec.stages(), batch, strict=True):
+        if is_batch:
+            pairs.append((stats[0, at : at + stage.out_channels], stats[1, at : at + stage.out_channels]))
+            at += stage.out_channels
+    wanted = iter(needs)
+    need_x = bool(next(wanted))
+    named = {role: {name: bool(next(wanted)) for name in stage.sources} for role, stage in spec.stages()}
+    weights = {role: names["weight"] for role, names in named.items()}
+    run = Block(spec, channels_last(x), tensors, [bool(b) for b in batch])
+    kept = [t if t.numel() or t.dim() != 1 else None for t in (v, p)]
+    grads = Backward(run, g, kept[0], kept[1], pairs, Needs(need_x, weights)).run()
+    none = x.new_empty(0)
+    result = [none if grads.x is None else channels_last(grads.x)]
+    flat = [(role, name) for role, stage in spec.stages() for name in stage.sources]
+    for (role, name), source in zip(flat, sources, strict=True):
+        found = grads.stages[role].get(name) if named[role][name] else None
+        result.append(none.clone() if found is None else found.reshape(source.shape).contiguous())
+    return result
 
 
 def _fake_backward(
@@ -168,12 +252,12 @@ def _fake_backward(
 @lru_cache(maxsize=1024)
 def _kept(program: tuple[int, ...], constants: tuple[float, ...], batch: tuple[int, ...]) -> list[bool]:
     """Which sources the backward reads."""
-    (block,) = decode(program, constants).chain
-    assert isinstance(block, BlockSpec)
+    (spec,) = decode(program, constants).chain
+    assert isinstance(spec, BlockSpec)
     kept: list[bool] = []
-    for (_, spec), is_batch in zip(block.stages(), batch, strict=True):
+    for (_, stage), is_batch in zip(spec.stages(), batch, strict=True):
         unread = ("num_batches_tracked", "running_mean", "running_var")[: 3 if is_batch else 1]
-        kept += [name not in unread for name in spec.sources]
+        kept += [name not in unread for name in stage.sources]
     return kept
 
 
