@@ -32,7 +32,7 @@ def test_it_is_the_python_block(
     sources = [s.detach() for s in sources]
     program, constants = encode((spec,))
     if dx and not op._has_native(tuple(program), tuple(constants), True):
-        return
+        return  # a dense convolution
     ((_, tensors),) = split((spec,), sources)
     block = Block(spec, x, tensors, [bool(b) for b in batch])
     y, v, p, stats = block.forward()

@@ -12,6 +12,8 @@ constexpr double kEnoughAccumulators = 12;
 constexpr int kChunkPixels = 28;
 // About 20 us of arithmetic; waking a second thread for less costs more than it gives.
 constexpr double kWorkPerWorker = 1.1e6;
+// Workers that run already only wait for each other between two items, about 2 us of arithmetic.
+constexpr double kWorkPerPart = 1e5;
 // A depthwise output of so many halves of the second cache may be kept whole: written and read once, it costs a
 // third-level cache a few per cent of a block's time.
 constexpr size_t kKeptHalves = 4;
@@ -185,10 +187,18 @@ Grid choose_grid(int m, int n, int tasks) {
   return best;
 }
 
-int useful_workers(double multiply_adds, int threads) {
-  const double most = multiply_adds / kWorkPerWorker;
+namespace {
+int workers_for_work(double multiply_adds, double of_one, int threads) {
+  const double most = multiply_adds / of_one;
   return most < 2 ? 1 : std::min(threads, static_cast<int>(std::min(most, 1e6)));
 }
+}  // namespace
+
+int useful_workers(double multiply_adds, int threads) {
+  return workers_for_work(multiply_adds, kWorkPerWorker, threads);
+}
+
+int useful_parts(double multiply_adds, int workers) { return workers_for_work(multiply_adds, kWorkPerPart, workers); }
 
 std::string kernel_name(const ItemDesc& item) {
   if (item.linear) return "linear";

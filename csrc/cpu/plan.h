@@ -47,6 +47,8 @@ Grid choose_grid(int m, int n, int tasks);
 
 // Workers worth waking for this much arithmetic.
 int useful_workers(double multiply_adds, int threads);
+// Of workers that run already, those among whom this much is worth dividing.
+int useful_parts(double multiply_adds, int workers);
 
 // "expand1x1+depthwise3x3s2+project1x1": what runs as one kernel, for reports and the verbose line.
 std::string kernel_name(const ItemDesc& item);

@@ -24,7 +24,7 @@ class Builder {
   Builder(const PackedChain& chain, const Input& in, const Output& out, TaskList& list)
       : chain_(chain), in_(in), out_(out), list_(list) {}
 
-  void build(int threads) {
+  void build() {
     const int items = static_cast<int>(chain_.items.size());
     int convs = items;
     while (chain_.items[convs - 1].desc.linear) --convs;
@@ -49,7 +49,7 @@ class Builder {
     const int parts = split ? list_.workers / std::gcd(list_.workers, split) : 1;
     for (int i = 0; i < convs && split; ++i) previous = add_item(i, whole, split, parts, previous);
     for (int i = convs; i < items; ++i) {
-      previous = add_linear(i, threads, last_image_phase, previous);
+      previous = add_linear(i, last_image_phase, previous);
       last_image_phase = -1;
     }
   }
@@ -90,7 +90,7 @@ class Builder {
   int add_item(int i, int first_image, int images, int parts, int previous) {
     const ItemPlan& plan = list_.shared[i];
     const Job j = job(i, plan);
-    const int workers = std::min(parts, useful_workers(list_.shapes[i].multiply_adds, parts));
+    const int workers = useful_parts(list_.shapes[i].multiply_adds, parts);
     if (plan.split != Split::kHidden && (workers == 1 || plan.column_parts > 1)) {
       return add_rows(i, j, first_image, images, workers, previous, false);
     }
@@ -214,7 +214,7 @@ class Builder {
     const PackedStage& stage = *j.item.find(kind == TaskKind::kReduce ? Role::kReduce : Role::kExcite);
     const int n = static_cast<int>(stage.panels.size()), phase = new_phase();
     const double work = static_cast<double>(stage.desc.in) * stage.desc.out * kLayerWeight;
-    const int parts = std::min({n, workers, useful_workers(work, workers)});
+    const int parts = std::min(n, useful_parts(work, workers));
     for (int image = 0; image < images; ++image) {
       for (int p = 0; p < parts; ++p) {
         Task t{kind};
@@ -287,11 +287,10 @@ class Builder {
   }
 
   // All images at once: the weights are read once for the whole batch.
-  int add_linear(int i, int threads, int wait0, int wait1) {
+  int add_linear(int i, int wait0, int wait1) {
     const PackedStage& stage = chain_.items[i].stages[0];
     const int n = static_cast<int>(stage.panels.size());
-    const int parts = std::min(
-        n, std::max(useful_workers(list_.shapes[i].multiply_adds * in_.n, threads), std::min(2, list_.workers)));
+    const int parts = std::min(n, useful_parts(list_.shapes[i].multiply_adds * in_.n, list_.workers));
     const int phase = new_phase();
     for (int p = 0; p < parts; ++p) {
       Task t{TaskKind::kLinear};
@@ -337,7 +336,7 @@ TaskList make_tasks(const PackedChain& chain, const Input& in, const Output& out
     list.alone.push_back(plan_item(chain.items[i], list.shapes[i], isa, cache_sizes(), 1));
     list.shared.push_back(plan_item(chain.items[i], list.shapes[i], isa, cache_sizes(), list.workers));
   }
-  Builder(chain, in, out, list).build(threads);
+  Builder(chain, in, out, list).build();
   return list;
 }
 

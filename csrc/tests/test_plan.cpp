@@ -79,6 +79,7 @@ int main() {
   }
 
   CHECK(useful_workers(1e9, 16) == 16 && useful_workers(1e5, 16) == 1 && useful_workers(3.4e6, 16) == 3);
+  CHECK(useful_parts(1e9, 16) == 16 && useful_parts(1e5, 16) == 1 && useful_parts(3.4e5, 16) == 3);
   const Grid even = choose_grid(49, 5, 2), one = choose_grid(1, 40, 2);
   CHECK(even.m_parts == 2 && even.n_parts == 1 && one.m_parts == 1 && one.n_parts == 2);
 
