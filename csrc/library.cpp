@@ -3,7 +3,8 @@
 
 STABLE_TORCH_LIBRARY(mobilenet_ext, m) {
   // A chain of blocks on x (N, C, H, W). `program` and `constants` are a list of BlockSpecs as mobilenet_ext/spec.py
-  // encodes it; `sources` its tensors; `slot` names the packed weights to reuse while the sources are unchanged.
+  // encodes it; `sources` its tensors; `slot` names the packed weights to reuse while the sources are unchanged. No
+  // sources: those of the slot as they are, which the caller has promised to be fresh.
   m.def("chain(Tensor x, Tensor[] sources, Tensor? slot, int[] program, float[] constants) -> Tensor");
   // The same with the slot's packed weights as they are: the caller has checked that they are fresh.
   m.def("chain_cached(Tensor x, Tensor slot) -> Tensor");

@@ -100,13 +100,15 @@ def refresh(model: nn.Module) -> None:
 def freeze(model: _Model) -> _Model:
     """Promise that weights, modes and hooks of ``model`` stay: its calls no longer check them.
 
-    Still seen: ``train()``, ``load_state_dict``, dtype conversion and ``refresh``.  Returns ``model``; ``fuse`` it
-    again to take the promise back.
+    Packs the weights.  Without gradients a graph of ``torch.compile`` then takes none of the model's tensors as inputs,
+    which is what makes its calls as cheap as eager ones.  Still seen: ``train()``, ``load_state_dict``, dtype
+    conversion and ``refresh``; after these a compiled model takes its tensors as inputs again until the next
+    ``freeze``.  Returns ``model``; ``fuse`` it again to take the promise back.
     """
     _require_module(model)
     for module in model.modules():
         for chain in fused_chains(module):
-            chain.frozen = True
+            chain.freeze(module)
     return model
 
 

@@ -18,7 +18,8 @@ from fused_cases import (
 from torch import nn
 from torch._dynamo.utils import counters
 
-from mobilenet_ext.fusion import disabled, fuse
+from mobilenet_ext._library import native
+from mobilenet_ext.fusion import disabled, freeze, fuse, refresh
 from mobilenet_ext.models import MobileNetV2
 
 
@@ -180,3 +181,39 @@ def test_freezing():
     with torch._inductor.config.patch(freezing=True), torch.no_grad(), fused_path():
         y = torch.compile(fused, fullgraph=True)(x)
     assert_close(y, plain_result(fused, x))
+
+
+def test_a_frozen_model_is_no_input_of_its_graph():
+    """Its weights stay in the slot; what freeze promises to see is seen, and the next freeze brings the graph back."""
+    taken: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]):
+        taken.append(len(inputs))
+        return graph
+
+    fused, x = freeze(network()), example(1, 3, 64)
+    compiled = torch.compile(fused, fullgraph=True, backend=backend)
+    native.reset_counters()
+    with torch.no_grad():
+        y = compiled(x)
+        assert taken == [2] * len(taken)  # the image and the slot
+        assert any(name.startswith("block.") for name in native.counters())
+        assert torch.equal(y, fused(x))
+        graphs_before = len(taken)
+        state = fused.state_dict()
+        fused.load_state_dict({name: 1.25 * t if t.is_floating_point() else t for name, t in state.items()})
+        changed = compiled(x)
+        assert not torch.equal(changed, y)
+        assert torch.equal(changed, fused(x))
+        assert len(taken) > graphs_before
+        freeze(fused)
+        graphs_before = len(taken)
+        assert torch.equal(compiled(x), changed)
+        assert len(taken) == graphs_before
+        next(fused.parameters()).data[0].mul_(2.0)
+        refresh(fused)
+        again = compiled(x)
+        assert not torch.equal(again, changed)
+        assert torch.equal(again, fused(x))
+    fused.train()
+    assert compiled(x).requires_grad

@@ -1,6 +1,6 @@
 // One block in training on channels_last tensors, forward and backward: expand, depthwise, project, each with its
-// BatchNorm and activation, any missing; dense stages are 1x1, or of few channels, as a network's first. mobilenet_ext/training says what is kept and what is
-// made again, and is the same on plain operators for other dtypes.
+// BatchNorm and activation, any missing; dense stages are 1x1, or of few channels, as a network's first.
+// mobilenet_ext/training says what is kept and what is made again, and is the same on plain operators for other dtypes.
 #pragma once
 #include <cstdint>
 #include <vector>
@@ -29,9 +29,9 @@ struct TrainBlock {
 // Whether these kernels take a block.
 bool trains(const ItemDesc& item);
 
-// y, and with statistics of the batch in any stage what the backward reads: v, the bare depthwise result (null where the
-// block has none), p, the bare result of the last convolution (null where that is v), and `stats` double [3][channels of
-// the stages with batch statistics]: mean, population variance, unbiased variance.
+// y, and with statistics of the batch in any stage what the backward reads: v, the bare depthwise result (null where
+// the block has none), p, the bare result of the last convolution (null where that is v), and `stats` double
+// [3][channels of the stages with batch statistics]: mean, population variance, unbiased variance.
 struct TrainResults {
   float *y, *v, *p;
   double* stats;

@@ -78,6 +78,14 @@ Tensor run_entry(const Entry& entry, const Tensor& x) {
 
 Tensor chain(const Tensor& x, const std::vector<Tensor>& sources, const std::optional<Tensor>& slot,
              const std::vector<int64_t>& program, const std::vector<double>& constants) {
+  if (sources.empty() && slot) {
+    const int64_t key = *static_cast<const int64_t*>(slot->const_data_ptr());
+    const auto entry = trusted_entry(key);
+    STD_TORCH_CHECK(entry != nullptr && entry->program == program && entry->constants == constants, "slot ", key,
+                    " holds nothing packed for this chain and the instruction set in use; call mobilenet_ext.freeze "
+                    "on the model again");
+    return run_entry(*entry, x);
+  }
   return run_entry(*fresh_entry(sources, slot ? &*slot : nullptr, program, constants), x);
 }
 

@@ -34,8 +34,8 @@ TrainBlock block_of(const Tensor& x, const std::vector<Tensor>& sources, const I
   check_image("x", x);
   STD_TORCH_CHECK(x.numel() > 0 && x.size(1) == item.in(), "x has shape ", shape_text(x), "; this block takes (N, ",
                   item.in(), ", H, W), not empty");
-  STD_TORCH_CHECK(batch.size() == item.stages.size(), "batch has ", batch.size(), " values; allowed: ",
-                  item.stages.size());
+  STD_TORCH_CHECK(batch.size() == item.stages.size(), "batch has ", batch.size(),
+                  " values; allowed: ", item.stages.size());
   TrainBlock block{{},
                    item.residual,
                    floats(x),
@@ -95,8 +95,7 @@ int64_t batch_channels(const TrainBlock& block) {
 std::tuple<Tensor, Tensor, Tensor, Tensor> train_block_forward(const Tensor& x, const std::vector<Tensor>& sources,
                                                                const std::vector<int64_t>& program,
                                                                const std::vector<double>& constants,
-                                                               const std::vector<int64_t>& batch,
-                                                               int64_t chunk_bytes) {
+                                                               const std::vector<int64_t>& batch, int64_t chunk_bytes) {
   const ItemDesc item = only_item(program, constants);
   const TrainBlock block = block_of(x, sources, item, batch, chunk_bytes);
   const OutSize size = out_size(item, x);
@@ -146,8 +145,8 @@ void train_block_backward(const Tensor& g, const Tensor& x, const MaybeTensor& v
       saved.p = floats(*p);
     }
   }
-  STD_TORCH_CHECK(grads.size() == sources.size() + 1, "grads has ", grads.size(), " tensors; allowed: ",
-                  sources.size() + 1);
+  STD_TORCH_CHECK(grads.size() == sources.size() + 1, "grads has ", grads.size(),
+                  " tensors; allowed: ", sources.size() + 1);
   auto target = [&](const Tensor& t, int64_t values) -> float* {
     if (t.numel() == 0) return nullptr;
     vector("grads", t, values);

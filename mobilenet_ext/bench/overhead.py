@@ -44,12 +44,15 @@ def _calls() -> dict[str, Callable[[], object]]:
     block = mobilenet_ext.fuse(InvertedResidual(8, 8, 1, 1).eval())
     network = mobilenet_ext.fuse(MobileNetV2(num_classes=8, alpha=_WIDTH).eval())
     compiled = torch.compile(network)
+    frozen = torch.compile(mobilenet_ext.freeze(mobilenet_ext.fuse(MobileNetV2(num_classes=8, alpha=_WIDTH).eval())))
     with torch.inference_mode():
         compiled(image)
+        frozen(image)
     return {
         "operator": operator,
         "fused block": lambda: block(pixel),
         "fused MobileNetV2": lambda: network(image),
         "fused MobileNetV2, torch.compile": lambda: compiled(image),
+        "the same, frozen": lambda: frozen(image),
         f"(empty call, {native.isa()})": lambda: None,
     }

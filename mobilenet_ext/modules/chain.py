@@ -95,6 +95,8 @@ class FusedChain:
         self.graph_slot = Slot()
         self.step_slots = [Slot() for _ in self.steps]  # frozen blocks in training, each packed by itself
         self.stamp: Stamp | None = None
+        # Frozen, and the slot holds what the module holds: a compiled graph then reads no tensor of the module.
+        self.sealed = False
         self.bound: Bound | None = None
         self.last_shape: tuple[int, ...] | None = None
 
@@ -118,6 +120,19 @@ class FusedChain:
     def distrust(self) -> None:
         """Look at everything again at the next call, even when frozen."""
         self.stamp = None
+        self.sealed = False
+
+    def freeze(self, module: nn.Module) -> None:
+        """Check no more, and pack the weights now where the fused path may run on the CPU."""
+        self.frozen = True
+        if self.no_kernel is not None or switch.depth or isinstance(self.match.chain[0], LinearSpec):
+            return
+        nothing = torch.empty((0, self.in_channels, 1024, 1024))  # large enough for any chain
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            if self._inspect(module, nothing) is None or self.bound is None:
+                return
+            if self.bound.structure.in_eval(module):
+                self._run_checked(module, nothing)
 
     def reason(self, module: nn.Module) -> str | None:
         """Why ``module`` would run in PyTorch now, whatever its input; None when the fused path may run."""
@@ -240,6 +255,7 @@ class FusedChain:
     def _run_checked(self, module: nn.Module, x: Tensor) -> Tensor | None:
         """Inspect everything, then pass all sources, which repacks what is stale."""
         previous, self.stamp = self.stamp, None
+        self.sealed = False
         tensors = self._inspect(module, x)
         if tensors is None:
             return None
@@ -258,6 +274,7 @@ class FusedChain:
         op = _ops.chain_grad.default if grad else _ops.chain.default
         y = op(x, tensors, self.slot.tensor, self.program, self.constants)
         self.stamp = stamp
+        self.sealed = self.frozen and x.is_cpu
         return y
 
     def _run_steps(self, module: nn.Module, x: Tensor, tensors: list[Tensor]) -> Tensor:

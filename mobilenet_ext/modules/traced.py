@@ -90,6 +90,9 @@ def run_traced(chain: FusedChain, module: nn.Module, x: Any) -> Tensor | None:
         return None
     on_cpu = x.device.type == "cpu"
     program, constants, sources, modes, classes, training = chain.key.split(_FIELD)
+    plain = not (torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or is_exporting())
+    if chain.sealed and plain and on_cpu and x.dtype == torch.float32:
+        return _run(_ops.chain.default, x, [], chain.slot.tensor, program, constants)
     in_training = False
     for path, kind in _pairs(modes):
         part = _lookup(module, path)
@@ -132,6 +135,11 @@ def run_traced(chain: FusedChain, module: nn.Module, x: Any) -> Tensor | None:
         return y if dtype is None else y.to(dtype)
     slot = None if is_exporting() else chain.graph_slot.tensor
     op = _ops.chain_grad.default if grad else _ops.chain.default
-    codes = [int(code) for code in program.split(_ITEM)]
-    y = op(x, tensors, slot, codes, [float(number) for number in constants.split(_ITEM)])
+    y = _run(op, x, tensors, slot, program, constants)
     return y if dtype is None else y.to(dtype)
+
+
+def _run(op: Any, x: Tensor, tensors: list[Any], slot: Tensor | None, program: str, constants: str) -> Tensor:
+    codes = [int(code) for code in program.split(_ITEM)]
+    result: Tensor = op(x, tensors, slot, codes, [float(number) for number in constants.split(_ITEM)])
+    return result

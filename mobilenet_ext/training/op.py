@@ -187,7 +187,9 @@ def _run_native(
 ) -> list[Tensor]:
     x = channels_last(x)
     sources = _dense(sources)
-    grads = [torch.empty_like(t) if needed else x.new_empty(0) for t, needed in zip((x, *sources), needs, strict=True)]
+    grads = [torch.empty_like(x, memory_format=torch.channels_last) if needs[0] else x.new_empty(0)]
+    for source, needed in zip(sources, needs[1:], strict=True):
+        grads.append(torch.empty_like(source) if needed else x.new_empty(0))
     kept = [t if t.numel() else None for t in (v, p)]
     _ops.train_block_backward_native(
         channels_last(g), x, *kept, stats, sources, program, constants, batch, block.CHUNK_BYTES, grads
