@@ -1,4 +1,4 @@
-"""Our MobileNetV2 at every width and size against every rival, case by case; each is kept as it is done.
+"""Our MobileNetV2 at every width and size against the engines, case by case; each is kept as it is done.
 
     python benchmarks/grid.py --out grid.jsonl [--batch N] [--threads N] [--seconds S] [--rivals LIST]
 

@@ -289,7 +289,6 @@ class BlockBackward : BlockRun {
     std::vector<float> expand;    // the gradient of the expand weight, by columns of its matrix
     std::vector<float> taps;      // a part's gradient of the depthwise weight
     std::vector<double> weights;  // the sum of these
-    bool begun = false;
   };
 
   Hidden begin_hidden(const Norm::Coefficients& k) const {
@@ -307,8 +306,8 @@ class BlockBackward : BlockRun {
       Moments m(columns_);
       for (const Part& part : parts) {
         const int64_t pixels = part.count * pixels_;
-        run_moments(train_, pass(matrix(part, memory.data()), pixels, columns_), m.part_mean.data(),
-                    m.part_var.data(), threads_);
+        run_moments(train_, pass(matrix(part, memory.data()), pixels, columns_), m.part_mean.data(), m.part_var.data(),
+                    threads_);
         m.add(pixels);
       }
       for (double mean : m.mean) h.shift.push_back(static_cast<float>(mean));
@@ -321,16 +320,15 @@ class BlockBackward : BlockRun {
             float* du) {
     ChannelSums sums(2 * static_cast<size_t>(hidden_));
     depthwise_backward(isa_, train_, shape(part.count), da, behind(v, h.k), u, norm(expand_).act(),
-                       norm(expand_).center(), tensors(depthwise_).weight, du,
-                       h.taps.empty() ? nullptr : h.taps.data(), sums.data(), threads_);
+                       norm(expand_).center(), tensors(depthwise_).weight, du, h.taps.empty() ? nullptr : h.taps.data(),
+                       sums.data(), threads_);
     add(expand_, sums);
     for (size_t i = 0; i < h.taps.size(); ++i) h.weights[i] += h.taps[i];
     const int64_t pixels = part.count * pixels_;
     if (!h.expand.empty()) {
-      weight_product(du, hidden_, matrix, columns_, pixels, h.shift.empty() ? nullptr : h.shift.data(), h.begun,
+      weight_product(du, hidden_, matrix, columns_, pixels, h.shift.empty() ? nullptr : h.shift.data(), part.first > 0,
                      h.expand.data());
     }
-    h.begun = true;
     if (!dx_) return;
     product(du, h.scaled.data(), false, dx(part), pixels, hidden_, in());
     if (block_.residual && h.shift.empty()) add_rows(g(part), pixels, in(), dx(part));

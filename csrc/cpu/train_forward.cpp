@@ -31,13 +31,13 @@ class Forward : BlockRun {
  private:
   // The BatchNorm of a stage whose bare result for the whole batch is at `bare`.
   void close(int stage, const float* bare) {
-    if (!is_batch(stage)) return close(stage, static_cast<const Moments*>(nullptr));
+    if (!is_batch(stage)) return close_with(stage, nullptr);
     Moments m(desc(stage).out);
     run_moments(train_, pass(bare, count(), desc(stage).out), m.part_mean.data(), m.part_var.data(), threads_);
     m.add(count());
-    close(stage, &m);
+    close_with(stage, &m);
   }
-  void close(int stage, const Moments* found) {
+  void close_with(int stage, const Moments* found) {
     norms_[stage].emplace(desc(stage), tensors(stage), found ? found->mean.data() : nullptr,
                           found ? found->var.data() : nullptr);
     if (!found) return;
@@ -66,9 +66,9 @@ class Forward : BlockRun {
           run_moments(train_, pass(u, pixels, hidden_), m.part_mean.data(), m.part_var.data(), threads_);
           m.add(pixels);
         }
-        close(expand_, &m);
+        close_with(expand_, &m);
       } else {
-        close(expand_, static_cast<const Moments*>(nullptr));
+        close_with(expand_, nullptr);
       }
     }
     const bool kept = expand_ >= 0 && is_batch(expand_) && parts.size() == 1;
@@ -80,7 +80,7 @@ class Forward : BlockRun {
                batch ? m.part_mean.data() : nullptr, batch ? m.part_var.data() : nullptr);
       if (batch) m.add(part.count * out_pixels_);
     }
-    close(depthwise_, batch ? &m : nullptr);
+    close_with(depthwise_, batch ? &m : nullptr);
   }
 
   void finish(const float* bare) const {

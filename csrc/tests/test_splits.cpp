@@ -48,9 +48,29 @@ void check_splits() {
   }
 }
 
+// Items that alone would not be worth a second thread are divided once it runs.
+void check_small_items() {
+  Case c{"small items", {}, 1, 12, 12, Layout::kNhwc};
+  c.chain.items.assign(6, inverted(16, 96, 16, square(3), true));
+  const Data d = make_data(c, 7);
+  const PackedChain packed = pack(c.chain, d.sources, active_isa());
+  const TaskList list = make_tasks(packed, d.input, {nullptr, 0, 1, 1}, 2);
+  CHECK(list.workers == 2);
+  for (int item = 0; item < 6; ++item) {
+    CHECK(useful_workers(list.shapes[item].multiply_adds, 2) == 1);
+    const auto of_item = std::count_if(list.tasks.begin(), list.tasks.end(), [&](const Task& t) {
+      return t.item == item && (t.kind == TaskKind::kRows || t.kind == TaskKind::kHidden);
+    });
+    CHECK(of_item == 2);
+  }
+  const Result alone = run(c, d, active_isa(), 1, serial), two = run(c, d, active_isa(), 2, threaded);
+  CHECK(std::memcmp(alone.v.data(), two.v.data(), two.v.size() * sizeof(float)) == 0);
+}
+
 }  // namespace
 
 int main() {
   check_splits();
+  check_small_items();
   return report();
 }

@@ -40,6 +40,12 @@ def is_pointwise(spec: ConvSpec) -> bool:
     return spec.kernel == (1, 1) and spec.stride == (1, 1) and spec.padding in ("same", (0, 0, 0, 0))
 
 
+def is_first_convolution(spec: ConvSpec) -> bool:
+    """A larger convolution of few channels, which is made as a product with the image's patches; so says
+    ``StageDesc::by_pixels`` in csrc/cpu/program.h."""
+    return spec.kernel != (1, 1) and spec.in_channels < 8
+
+
 @dataclass
 class Stage:
     """One stage with its tensors; ``norm`` once its statistics are known."""
@@ -103,7 +109,7 @@ class Block:
             out = x.new_empty(shape) if keep else scratch("expanded", x, *shape)
             return image_of(passes.product(rows, self.expand.weight, True, out), x.shape[0], *self.hidden_size)
         spec, weight = self.expand.spec, self.expand.weight
-        if x.dtype == torch.float32 and spec.in_channels < 8:  # the bits of the native kernels
+        if x.dtype == torch.float32 and is_first_convolution(spec):  # the bits of the native kernels
             rows = passes.patches(x, spec, aten.paddings(spec, self.height, self.width), self.hidden_size)
             out = x.new_empty((rows.shape[0], spec.out_channels))
             passes.product(rows, weight.permute(0, 2, 3, 1).reshape(spec.out_channels, -1), True, out)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from mobilenet_ext.memory_format import channels_last
 from mobilenet_ext.spec import CLAMPS, BlockSpec, decode
 from mobilenet_ext.training import backward, block
 from mobilenet_ext.training.backward import Backward, Needs
-from mobilenet_ext.training.block import Block, Stats, is_pointwise
+from mobilenet_ext.training.block import Block, Stats, is_first_convolution, is_pointwise
 
 _ops = torch.ops.mobilenet_ext
 _NO_SECOND = (
@@ -29,16 +29,15 @@ _NO_SECOND = (
 
 @lru_cache(maxsize=1024)
 def _has_native(program: tuple[int, ...], constants: tuple[float, ...], dx: bool) -> bool:
-    """Whether csrc/cpu/train_forward.cpp takes the block, and with ``dx`` train_backward.cpp makes its input's gradient
-    too."""
+    """Whether csrc/cpu/train_forward.cpp takes the block (its ``trains``, which raises for others), and with ``dx``
+    train_backward.cpp makes its input's gradient too."""
     (spec,) = decode(program, constants).chain
     if not isinstance(spec, BlockSpec) or spec.pool or spec.squeezed or spec.residual_back:
         return False
     if any(stage.activation not in CLAMPS for _, stage in spec.stages()):
         return False
-    first_convolution = spec.expand is not None and spec.expand.kernel != (1, 1) and spec.expand.in_channels < 8
     dense = [stage for stage in (spec.expand, spec.project) if stage is not None]
-    return all(is_pointwise(stage) or (stage is spec.expand and first_convolution and not dx) for stage in dense)
+    return all(is_pointwise(s) or (s is spec.expand and is_first_convolution(s) and not dx) for s in dense)
 
 
 def _runs_native(
@@ -151,6 +150,21 @@ def _fake_forward(
     return y, v, p, stats
 
 
+class BackwardCall(NamedTuple):
+    """The arguments of ``train_block_backward``."""
+
+    g: Tensor
+    x: Tensor
+    v: Tensor
+    p: Tensor
+    stats: Tensor
+    sources: list[Tensor]
+    program: list[int]
+    constants: list[float]
+    batch: list[int]
+    needs: list[int]
+
+
 def _backward(
     g: Tensor,
     x: Tensor,
@@ -165,26 +179,15 @@ def _backward(
 ) -> list[Tensor]:
     bump_epoch()  # whoever called backward may now write to parameters in ways that leave no trace
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        call = BackwardCall(g, x, v, p, stats, sources, program, constants, batch, needs)
         native = _runs_native(x, sources, program, constants, batch, bool(needs[0]))
-        if not native or backward.recorder is not None:
-            result = _run_python(g, x, v, p, stats, sources, program, constants, batch, needs)
-        if native:
-            result = _run_native(g, x, v, p, stats, sources, program, constants, batch, needs)
-        return result
+        if native and backward.recorder is not None:
+            run_python(call)  # records the masks
+        return run_native(call) if native else run_python(call)
 
 
-def _run_native(
-    g: Tensor,
-    x: Tensor,
-    v: Tensor,
-    p: Tensor,
-    stats: Tensor,
-    sources: list[Tensor],
-    program: list[int],
-    constants: list[float],
-    batch: list[int],
-    needs: list[int],
-) -> list[Tensor]:
+def run_native(call: BackwardCall) -> list[Tensor]:
+    g, x, v, p, stats, sources, program, constants, batch, needs = call
     x = channels_last(x)
     sources = _dense(sources)
     grads = [torch.empty_like(x, memory_format=torch.channels_last) if needs[0] else x.new_empty(0)]
@@ -197,18 +200,8 @@ def _run_native(
     return grads
 
 
-def _run_python(
-    g: Tensor,
-    x: Tensor,
-    v: Tensor,
-    p: Tensor,
-    stats: Tensor,
-    sources: list[Tensor],
-    program: list[int],
-    constants: list[float],
-    batch: list[int],
-    needs: list[int],
-) -> list[Tensor]:
+def run_python(call: BackwardCall) -> list[Tensor]:
+    g, x, v, p, stats, sources, program, constants, batch, needs = call
     spec, tensors = _read(program, constants, sources)
     pairs: list[Stats] = []
     at = 0
