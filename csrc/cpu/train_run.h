@@ -69,8 +69,8 @@ class BlockRun {
     if (expand_ >= 0 && !desc(expand_).pointwise()) {
       const Geometry& g = desc(expand_).geometry;
       const Placed dense = place(g, block.h, block.w);
-      patches_ = PatchShape{block.h, block.w, in(), g.kh, g.kw, g.sh, g.sw, g.dh, g.dw, dense.top, dense.left,
-                            dense.out_h, dense.out_w};
+      patches_ = PatchShape{block.h, block.w, in(),      g.kh,       g.kw,        g.sh,       g.sw,
+                            g.dh,    g.dw,    dense.top, dense.left, dense.out_h, dense.out_w};
       columns_ = g.kh * g.kw * in();
       hidden_h_ = dense.out_h;
       hidden_w_ = dense.out_w;
