@@ -1,4 +1,4 @@
-#include "depthwise_rows.h"
+#include "depthwise_direct.h"
 #include "depthwise_taps.h"
 
 namespace mobilenet_ext {
@@ -24,11 +24,10 @@ class Backward {
         row_taps_(tap_classes(s.kh, s.sh, s.dh)),
         column_taps_(tap_classes(s.kw, s.sw, s.dw)),
         columns_(column_classes(s, column_taps_)),
-        pixels_(!gradient.y && !prologue.scale && walks_pixels_back(s, columns_)),
         input_(input_rows(s, train)),
         output_(gradient_rows(s, columns_, train)),
         blocks_(blocks_of(train, s.channels)),
-        groups_(pixels_ ? pixel_groups(s, train) : groups_of(s, train, input_.floats(1) + output_.floats(1))),
+        groups_(groups_of(s, train, input_.floats(1) + output_.floats(1))),
         turn_(turn_rows(s, 2, gradient.y ? 2 : 1)),
         zeros_(static_cast<size_t>(blocks_) * train.vector, 0.0f) {
     if (!dx) return;
@@ -46,8 +45,7 @@ class Backward {
   // Floats of the weight gradient as the kernels lay it out: [block][ky][kx][vector].
   size_t tap_floats() const { return static_cast<size_t>(blocks_) * s_.kh * s_.kw * train_.vector; }
   size_t scratch_floats() const {
-    const size_t rings = pixels_ ? 0 : input_.floats(blocks_) + output_.floats(blocks_);
-    return rings + tap_floats() + PairSum::scratch_floats(s_.channels);
+    return input_.floats(blocks_) + output_.floats(blocks_) + tap_floats() + PairSum::scratch_floats(s_.channels);
   }
 
   // `taps` receives the weight gradient, `sums` [2][channels] those of the masked dx; null: not wanted.
@@ -55,12 +53,10 @@ class Backward {
     std::vector<Lane> lanes;
     for (const Group& group : groups_) {
       Rows output = output_, input = input_;
-      if (!pixels_) {
-        output.use(scratch, group.blocks);
-        scratch += output.floats(group.blocks);
-        input.use(scratch, group.blocks);
-        scratch += input.floats(group.blocks);
-      }
+      output.use(scratch, group.blocks);
+      scratch += output.floats(group.blocks);
+      input.use(scratch, group.blocks);
+      scratch += input.floats(group.blocks);
       const size_t at = static_cast<size_t>(group.block) * s_.kh * s_.kw * train_.vector;
       const size_t count = static_cast<size_t>(group.blocks) * s_.kh * s_.kw * train_.vector;
       const float* image = x_ + static_cast<ptrdiff_t>(band.n) * s_.h * s_.w * s_.channels;
@@ -94,14 +90,8 @@ class Backward {
       for (Lane& lane : lanes) {
         next = iy;
         for (int oy = from; oy < to; ++oy) {
-          if (!pixels_) read_gradient(band.n, oy, lane);
-          if (weight_grad_ && oy >= band.begin) {
-            if (pixels_) {
-              add_pixel_gradient(band.n, oy, lane, pointers.data());
-            } else {
-              add_weight_gradient(oy, lane, pointers.data());
-            }
-          }
+          read_gradient(band.n, oy, lane);
+          if (weight_grad_ && oy >= band.begin) add_weight_gradient(oy, lane, pointers.data());
           if (!dx_) continue;
           for (; next < iy_end && ((next + s_.top) / s_.sh <= oy || oy + 1 == band.end); ++next) {
             make_row(band.n, next, lane, pointers.data());
@@ -174,60 +164,6 @@ class Backward {
     train_.weight_gradient_row(d);
   }
 
-  void add_pixel_gradient(int n, int oy, Lane& lane, const float** pointers) const {
-    const Group& group = lane.group;
-    const float* image = x_ + static_cast<ptrdiff_t>(n) * s_.h * s_.w * s_.channels;
-    int begin = 0;
-    PixelGradientArgs d{};
-    d.count = image_rows(s_, image + group.first, oy, &begin, pointers);
-    d.rows = pointers;
-    d.kw = s_.kw;
-    d.stride = s_.sw;
-    d.width = s_.ow;
-    d.channels = group.channels;
-    d.left = s_.left;
-    d.right = columns_at_right(s_);
-    d.pixel = s_.channels;
-    d.ahead = row_ahead(s_, image + group.first, oy);
-    d.ahead_other = d.ahead && s_.sh > 1 ? -static_cast<ptrdiff_t>(s_.w) * s_.channels : 0;
-    d.g = g_ + (static_cast<ptrdiff_t>(n) * s_.oh + oy) * s_.ow * s_.channels + group.first;
-    d.sums = lane.tap_sums + begin * s_.kw * train_.vector;
-    d.sum_block = static_cast<ptrdiff_t>(s_.kh) * s_.kw * train_.vector;
-    train_.weight_gradient_pixels(d);
-  }
-
-  // Row iy of dx from rows [begin, end) of its taps, columns of class number i.
-  void make_pixels(int n, int iy, const Group& group, int row_class, int begin, int end, size_t i,
-                   const float** pointers) const {
-    const int vector = train_.vector;
-    const Taps& taps = row_taps_[row_class];
-    const ColumnClass& c = columns_[i];
-    const float* gradient = g_ + static_cast<ptrdiff_t>(n) * s_.oh * s_.ow * s_.channels + group.first;
-    for (int t = begin; t < end; ++t) {
-      const ptrdiff_t row = (iy + s_.top - taps[t] * s_.dh) / s_.sh;
-      pointers[t] = gradient + (row * s_.ow + c.offset) * s_.channels;
-    }
-    PixelRowArgs d{};
-    d.count = end - begin;
-    d.rows = pointers + begin;
-    d.kw = static_cast<int>(c.taps->size());
-    d.stride = 1;
-    d.width = c.count;
-    d.channels = group.channels;
-    d.left = c.left();
-    d.right = c.right(s_);
-    d.pixel = s_.channels;
-    d.weight_block = static_cast<ptrdiff_t>(taps.size()) * d.kw * vector;
-    d.weights = packed_[row_class * columns_.size() + i].data() + group.block * d.weight_block +
-                static_cast<ptrdiff_t>(begin) * d.kw * vector;
-    d.out = dx_ + ((static_cast<ptrdiff_t>(n) * s_.h + iy) * s_.w + c.first) * s_.channels + group.first;
-    d.out_pixel = static_cast<ptrdiff_t>(s_.sw) * s_.channels;
-    d.out_block = vector;
-    const int next = (iy + s_.top) / s_.sh + 1;
-    if (i == 0 && next < s_.oh) d.ahead = gradient + static_cast<ptrdiff_t>(next) * s_.ow * s_.channels;
-    isa_.depthwise_pixels(d);
-  }
-
   void make_row(int n, int iy, Lane& lane, const float** pointers) const {
     const int vector = train_.vector, row_class = (iy + s_.top) % s_.sh;
     const Group& group = lane.group;
@@ -238,10 +174,6 @@ class Backward {
     while (end > begin && reach(end - 1) / s_.sh >= s_.oh) --end;
     const ptrdiff_t at = (static_cast<ptrdiff_t>(n) * s_.h + iy) * s_.w * s_.channels + group.first;
     for (size_t i = 0; i < columns_.size(); ++i) {
-      if (pixels_) {
-        make_pixels(n, iy, group, row_class, begin, end, i, pointers);
-        continue;
-      }
       const ColumnClass& c = columns_[i];
       DepthwiseArgs d{};
       for (int t = begin; t < end; ++t) {
@@ -295,7 +227,6 @@ class Backward {
   bool weight_grad_;
   std::vector<Taps> row_taps_, column_taps_;
   std::vector<ColumnClass> columns_;
-  bool pixels_;  // straight from the images, without rings of rows
   Rows input_, output_;
   int blocks_;
   std::vector<Group> groups_;
@@ -304,15 +235,12 @@ class Backward {
   std::vector<std::vector<float>> packed_;
 };
 
-}  // namespace
-
-void depthwise_backward(const IsaTable& isa, const TrainTable& train, const DepthwiseShape& s, const float* g,
-                        const GradientPrologue& gradient, const float* x, const Prologue& prologue,
-                        const float* x_center, const float* weight, float* dx, float* weight_grad, double* sums,
-                        const Threads& threads) {
-  const Backward backward(isa, train, s, g, gradient, x, prologue, x_center, weight, dx, weight_grad != nullptr);
+// Either class over all bands, and the sums of the bands in their order.
+template <class Backward>
+void run_bands(const Backward& backward, const DepthwiseShape& s, int vector, float* weight_grad, double* sums,
+               const Threads& threads) {
   const std::vector<Band> bands = bands_of(s);
-  const int tasks = static_cast<int>(bands.size()), vector = train.vector, taps = s.kh * s.kw;
+  const int tasks = static_cast<int>(bands.size()), taps = s.kh * s.kw;
   const size_t tap_floats = weight_grad ? backward.tap_floats() : 0, sum_doubles = sums ? 2 * s.channels : 0;
   std::vector<double> tap_sums(tasks * tap_floats), channel_sums(tasks * sum_doubles);
   for_each_task(tasks, workers_for(2 * elements(s), tasks, threads), backward.scratch_floats(), threads,
@@ -320,22 +248,34 @@ void depthwise_backward(const IsaTable& isa, const TrainTable& train, const Dept
                   backward.run(bands[i], scratch, weight_grad ? tap_sums.data() + i * tap_floats : nullptr,
                                sums ? channel_sums.data() + i * sum_doubles : nullptr);
                 });
-  if (weight_grad) {
-    for (int i = 1; i < tasks; ++i) {
-      for (size_t t = 0; t < tap_floats; ++t) tap_sums[t] += tap_sums[i * tap_floats + t];
-    }
-    for (int c = 0; c < s.channels; ++c) {
-      for (int t = 0; t < taps; ++t) {
-        const size_t at = (static_cast<size_t>(c / vector) * taps + t) * vector + c % vector;
-        weight_grad[static_cast<ptrdiff_t>(c) * taps + t] = tasks ? static_cast<float>(tap_sums[at]) : 0.0f;
-      }
+  for (int i = 1; i < tasks; ++i) {
+    for (size_t t = 0; t < tap_floats; ++t) tap_sums[t] += tap_sums[i * tap_floats + t];
+  }
+  for (int first = 0; weight_grad && first < s.channels; first += vector) {
+    const double* block = tap_sums.data() + static_cast<size_t>(first) * taps;
+    for (int lane = 0; lane < std::min(vector, s.channels - first); ++lane) {
+      float* to = weight_grad + static_cast<ptrdiff_t>(first + lane) * taps;
+      for (int t = 0; t < taps; ++t) to[t] = tasks ? static_cast<float>(block[t * vector + lane]) : 0.0f;
     }
   }
-  if (sums) {
-    std::fill_n(sums, sum_doubles, 0.0);
-    for (int i = 0; i < tasks; ++i) {
-      for (size_t c = 0; c < sum_doubles; ++c) sums[c] += channel_sums[i * sum_doubles + c];
-    }
+  if (!sums) return;
+  std::fill_n(sums, sum_doubles, 0.0);
+  for (int i = 0; i < tasks; ++i) {
+    for (size_t c = 0; c < sum_doubles; ++c) sums[c] += channel_sums[i * sum_doubles + c];
+  }
+}
+
+}  // namespace
+
+void depthwise_backward(const IsaTable& isa, const TrainTable& train, const DepthwiseShape& s, const float* g,
+                        const GradientPrologue& gradient, const float* x, const Prologue& prologue,
+                        const float* x_center, const float* weight, float* dx, float* weight_grad, double* sums,
+                        const Threads& threads) {
+  if (!gradient.y && !prologue.scale && dx && weight_grad && !sums && backward_is_direct(s)) {
+    run_bands(DirectBackward(train, s, g, x, weight, dx), s, train.vector, weight_grad, nullptr, threads);
+  } else {
+    run_bands(Backward(isa, train, s, g, gradient, x, prologue, x_center, weight, dx, weight_grad != nullptr), s,
+              train.vector, weight_grad, sums, threads);
   }
 }
 

@@ -1,22 +1,29 @@
 #include "depthwise_rows.h"
 
+#include <numeric>
+
 namespace mobilenet_ext {
 
 std::vector<float> pack_weight(const float* weight, int channels, int taps, const std::vector<int>& order, int vector) {
   const int blocks = (channels + vector - 1) / vector, count = static_cast<int>(order.size());
   std::vector<float> packed(static_cast<size_t>(blocks) * count * vector, 0.0f);
-  for (int c = 0; c < channels; ++c) {
-    for (int t = 0; t < count; ++t) {
-      packed[(static_cast<size_t>(c / vector) * count + t) * vector + c % vector] =
-          weight[static_cast<ptrdiff_t>(c) * taps + order[t]];
+  float* to = packed.data();
+  for (int first = 0; first < channels; first += vector) {
+    const float* block = weight + static_cast<ptrdiff_t>(first) * taps;
+    const int valid = std::min(vector, channels - first);
+    for (int t = 0; t < count; ++t, to += vector) {
+      for (int lane = 0; lane < valid; ++lane) to[lane] = block[lane * taps + order[t]];
     }
   }
   return packed;
 }
 
-namespace {
+std::vector<int> all_taps(int count) {
+  std::vector<int> order(count);
+  std::iota(order.begin(), order.end(), 0);
+  return order;
+}
 
-// All channels in groups of about as many blocks, at most `most`.
 std::vector<Group> split_channels(const DepthwiseShape& s, const TrainTable& isa, int most) {
   const int all = blocks_of(isa, s.channels), count = (all + most - 1) / most;
   std::vector<Group> groups;
@@ -27,30 +34,9 @@ std::vector<Group> split_channels(const DepthwiseShape& s, const TrainTable& isa
   return groups;
 }
 
-}  // namespace
-
 std::vector<Group> groups_of(const DepthwiseShape& s, const TrainTable& isa, size_t block_floats) {
   constexpr size_t kRingFloats = 1 << 15;  // 128 kB
   return split_channels(s, isa, std::max(1, static_cast<int>(kRingFloats / block_floats)));
-}
-
-std::vector<Group> pixel_groups(const DepthwiseShape& s, const TrainTable& isa) {
-  constexpr int kChannels = 256;
-  return split_channels(s, isa, std::max(1, kChannels / isa.vector));
-}
-
-bool walks_pixels(const DepthwiseShape& s) {
-  return s.kw == 3 && s.sw <= 2 && s.dw == 1 && s.left <= 1 && columns_at_right(s) <= 1;
-}
-
-int image_rows(const DepthwiseShape& s, const float* image, int oy, int* begin, const float** pointers) {
-  int end = 0;
-  kernel_rows(s, oy, begin, &end);
-  for (int ky = *begin; ky < end; ++ky) {
-    const ptrdiff_t row = oy * s.sh - s.top + ky * s.dh;
-    pointers[ky - *begin] = image + (row * s.w - s.left) * s.channels;
-  }
-  return end - *begin;
 }
 
 std::vector<Band> bands_of(const DepthwiseShape& s) {

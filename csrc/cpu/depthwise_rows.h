@@ -60,26 +60,14 @@ struct Group {
 };
 
 std::vector<Group> groups_of(const DepthwiseShape& s, const TrainTable& isa, size_t block_floats);
-
-// Channel groups of the kernels that need no rings: of as many channels the weights, some columns of three rows and the
-// sums stay in the first cache.
-std::vector<Group> pixel_groups(const DepthwiseShape& s, const TrainTable& isa);
-
-// Whether depthwise_pixels takes a convolution of the image itself.
-bool walks_pixels(const DepthwiseShape& s);
+// All channels in groups of about as many blocks, at most `most`.
+std::vector<Group> split_channels(const DepthwiseShape& s, const TrainTable& isa, int most);
 
 // The kernel rows [begin, end) of output row oy that are inside the image.
 inline void kernel_rows(const DepthwiseShape& s, int oy, int* begin, int* end) {
   const int first = oy * s.sh - s.top;
   *begin = std::min(s.kh, std::max(0, ceil_div(-first, s.dh)));
   *end = std::max(*begin, std::min(s.kh, floor_div(s.h - 1 - first, s.dh) + 1));
-}
-// They themselves in an image: pointers[0 ..] at the first tap of output column 0 and channel 0.
-int image_rows(const DepthwiseShape& s, const float* image, int oy, int* begin, const float** pointers);
-// The last of the rows that output row oy + 1 is the first to read, at column 0; null at the end of the image.
-inline const float* row_ahead(const DepthwiseShape& s, const float* image, int oy) {
-  const int row = (oy + 1) * s.sh - s.top + (s.kh - 1) * s.dh;
-  return row < s.h ? image + static_cast<ptrdiff_t>(row) * s.w * s.channels : nullptr;
 }
 
 // Output rows after which the next group has its turn: what they read and write stays in the second cache.
@@ -89,6 +77,7 @@ inline int turn_rows(const DepthwiseShape& s, int images_in, int images_out) {
   return static_cast<int>(std::clamp<int64_t>(kFloats / std::max<int64_t>(1, row), 1, s.oh));
 }
 
+std::vector<int> all_taps(int count);
 // [channels][taps] -> [block][taps][vector], for the taps that `order` lists.
 std::vector<float> pack_weight(const float* weight, int channels, int taps, const std::vector<int>& order, int vector);
 

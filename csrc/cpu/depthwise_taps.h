@@ -53,11 +53,4 @@ inline Rows gradient_rows(const DepthwiseShape& s, const std::vector<ColumnClass
   return Rows((s.kh - 1) * s.dh / s.sh + 2, s.ow, left, right, isa.vector);
 }
 
-// Whether depthwise_pixels takes backward-data too.
-inline bool walks_pixels_back(const DepthwiseShape& s, const std::vector<ColumnClass>& columns) {
-  return walks_pixels(s) && std::all_of(columns.begin(), columns.end(), [&](const ColumnClass& c) {
-           return !c.taps->empty() && c.step == 1 && c.left() <= 1 && c.right(s) <= 1;
-         });
-}
-
 }  // namespace mobilenet_ext

@@ -1,13 +1,7 @@
-#include "depthwise_rows.h"
+#include "depthwise_direct.h"
 
 namespace mobilenet_ext {
 namespace {
-
-std::vector<int> all_taps(int count) {
-  std::vector<int> order(count);
-  for (int i = 0; i < count; ++i) order[i] = i;
-  return order;
-}
 
 // One band of output rows; each channel group in turn.
 class Forward {
@@ -20,26 +14,35 @@ class Forward {
         x_(x),
         prologue_(prologue),
         y_(y),
-        pixels_(!prologue.scale && walks_pixels(s)),
+        direct_(!prologue.scale && forward_is_direct(s)),
+        stream_(direct_ && streams(s, y, elements(s))),
         rows_(input_rows(s, train)),
-        groups_(pixels_ ? pixel_groups(s, train) : groups_of(s, train, rows_.floats(1))),
+        groups_(direct_ ? direct_groups(s, train, s.kh * s.w + s.ow) : groups_of(s, train, rows_.floats(1))),
         turn_(turn_rows(s, 1, 1)),
         packed_(pack_weight(weight, s.channels, s.kh * s.kw, all_taps(s.kh * s.kw), train.vector)),
-        bias_(static_cast<size_t>(blocks_of(train, s.channels)) * train.vector, 0.0f) {
+        bias_(static_cast<size_t>(blocks_of(train, s.channels)) * train.vector, 0.0f),
+        has_bias_(bias != nullptr) {
     if (bias) std::copy_n(bias, s.channels, bias_.data());
   }
 
   size_t scratch_floats() const {
-    return (pixels_ ? 0 : rows_.floats(blocks_of(train_, s_.channels))) + PairSum::scratch_floats(s_.channels);
+    const size_t rings = direct_ ? groups_.size() * DirectRows::ring_floats(s_.w, s_.channels, s_.kh)
+                                 : rows_.floats(blocks_of(train_, s_.channels));
+    return rings + PairSum::scratch_floats(s_.channels);
   }
 
   // `center` and `sums` [2][channels] receive what MergedMoments takes; null: not wanted.
   void run(const Band& band, float* scratch, float* center, double* sums) const {
     const float* image = x_ + static_cast<ptrdiff_t>(band.n) * s_.h * s_.w * s_.channels;
     std::vector<InputReader> readers;
+    std::vector<DirectRows> direct;
     std::vector<PairSum> pairs;
     for (const Group& group : groups_) {
-      if (pixels_) break;
+      if (direct_) {
+        direct.emplace_back(image, s_.h, s_.w, s_.channels, group, s_.kh, scratch);
+        scratch += DirectRows::ring_floats(s_.w, s_.channels, s_.kh);
+        continue;
+      }
       Rows rows = rows_;
       rows.use(scratch, group.blocks);
       scratch += rows.floats(group.blocks);
@@ -54,8 +57,8 @@ class Forward {
       for (size_t i = 0; i < groups_.size(); ++i) {
         for (int oy = from; oy < std::min(band.end, from + turn_); ++oy) {
           float* out = y_ + (static_cast<ptrdiff_t>(band.n) * s_.oh + oy) * s_.ow * s_.channels + groups_[i].first;
-          if (pixels_) {
-            make_pixels(oy, groups_[i], image, out, pointers.data());
+          if (direct_) {
+            make_direct(oy, groups_[i], direct[i], out, pointers.data());
           } else {
             make_row(oy, groups_[i], readers[i], out, pointers.data());
           }
@@ -76,28 +79,34 @@ class Forward {
   }
 
  private:
-  void make_pixels(int oy, const Group& group, const float* image, float* out, const float** pointers) const {
-    const int vector = train_.vector, taps = s_.kh * s_.kw;
-    int begin = 0;
+  void make_direct(int oy, const Group& group, DirectRows& rows, float* out, const float** pointers) const {
+    const int vector = train_.vector, taps = s_.kh * s_.kw, first = oy * s_.sh - s_.top;
+    int begin = 0, end = 0;
+    kernel_rows(s_, oy, &begin, &end);
+    for (int ky = begin; ky < end; ++ky) {
+      pointers[ky - begin] = rows.row(first + ky * s_.dh) - s_.left * rows.pixel();
+    }
     PixelRowArgs d{};
-    d.count = image_rows(s_, image + group.first, oy, &begin, pointers);
     d.rows = pointers;
-    d.kw = s_.kw;
+    d.count = end - begin;
     d.stride = s_.sw;
     d.width = s_.ow;
     d.channels = group.channels;
     d.left = s_.left;
     d.right = columns_at_right(s_);
-    d.pixel = d.out_pixel = s_.channels;
+    d.pixel = rows.pixel();
+    d.out_pixel = s_.channels;
     d.weights = packed_.data() + (static_cast<size_t>(group.block) * taps + begin * s_.kw) * vector;
     d.weight_block = static_cast<ptrdiff_t>(taps) * vector;
-    d.bias = bias_.data() + static_cast<size_t>(group.block) * vector;
+    if (has_bias_) d.bias = bias_.data() + static_cast<size_t>(group.block) * vector;
     d.out = out;
     d.out_block = vector;
     d.lo = -kInfinity;
     d.hi = kInfinity;
-    d.ahead = row_ahead(s_, image + group.first, oy);
-    d.ahead_other = d.ahead && s_.sh > 1 ? -static_cast<ptrdiff_t>(s_.w) * s_.channels : 0;
+    d.ahead = rows.ahead(first + s_.sh + (s_.kh - 1) * s_.dh);
+    d.ahead_other = -static_cast<ptrdiff_t>(s_.w) * s_.channels;
+    d.stream = stream_;
+    if (!stream_ && oy + 1 < s_.oh) d.out_ahead = out + static_cast<ptrdiff_t>(s_.ow) * s_.channels;
     isa_.depthwise_pixels(d);
   }
 
@@ -130,11 +139,12 @@ class Forward {
   const float* x_;
   const Prologue& prologue_;
   float* y_;
-  bool pixels_;  // straight from the image, without a ring of rows
+  bool direct_, stream_;
   Rows rows_;
   std::vector<Group> groups_;
   int turn_;
   std::vector<float> packed_, bias_;
+  bool has_bias_;
 };
 
 }  // namespace

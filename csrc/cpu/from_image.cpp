@@ -15,7 +15,9 @@ bool filters_image(const Job& job, bool partial_blocks) {
   const StageDesc& stage = job.item.find(Role::kDepthwise)->desc;
   const Geometry& g = stage.geometry;
   const Placed& p = job.shape.depthwise;
-  if (g.kw != 3 || g.sw > 2 || g.dw != 1) return false;
+  if (g.kh > 3 || g.kw != 3 || g.sw > 2 || g.dh != 1 || g.dw != 1) return false;
+  // Every output row sees a row of the image.
+  if (p.top >= g.kh || (p.out_h - 1) * g.sh - p.top >= p.h) return false;
   const int right = (p.out_w - 1) * g.sw + g.kw - 1 - p.left - (p.w - 1);
   return p.left <= 1 && right <= 1 && (partial_blocks || stage.in % job.chain.header.isa->vector == 0);
 }
@@ -30,7 +32,6 @@ void filter_image_row(const Job& job, Blocks blocks, int y, int x0, int x1, cons
             taps = k.kh * k.kw;
   PixelRowArgs d{};
   d.rows = rows;
-  d.kw = k.kw;
   d.stride = k.sw;
   d.width = x1 - x0;
   d.left = left < 0;

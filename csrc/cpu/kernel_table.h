@@ -80,21 +80,23 @@ struct DepthwiseArgs {
 };
 
 // One row of a depthwise convolution straight from channels_last memory: `channels` channels of `width` output columns.
-// kw 1, 2 or 3; stride 1, or with kw 3 also 2.
+// A kernel of three columns and up to three rows, stride 1 or 2.
 struct PixelRowArgs {
   const float* const* rows;  // those kernel rows that are inside the image, at the first tap of output column 0
-  int count;                 // of rows
-  int kw, stride, width, channels;
+  int count;                 // of rows, 1 to 3
+  int stride, width, channels;
   int left, right;         // 0 or 1: the first tap of column 0, the last one of the last column is outside the image
   ptrdiff_t pixel;         // distance of two input columns, in floats
-  const float* weights;    // [block][..][kw][vector], at the first of `rows`
+  const float* weights;    // [block][..][3][vector], at the first of `rows`
   ptrdiff_t weight_block;  // distance of two blocks
   const float* bias;       // null, or [channels]
   float* out;
   ptrdiff_t out_pixel, out_block;  // distances of two columns and of two vectors of channels
-  const float* ahead;     // null, or the last of the rows that the next output row is the first to read, at column 0
-  ptrdiff_t ahead_other;  // with stride 2, from there to the row before it
-  float lo, hi;           // with a bias
+  const float* ahead;      // null, or the last of the rows that the next output row is the first to read, at column 0
+  ptrdiff_t ahead_other;   // with stride 2, from there to the row before it
+  const float* out_ahead;  // null, or where the next output row will be, pixels out_pixel apart
+  bool stream;             // `out` past the caches: whole aligned vectors, nobody reads it soon
+  float lo, hi;            // with a bias
   int activation;
   float slope;
 };

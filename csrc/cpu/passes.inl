@@ -1,6 +1,6 @@
 // Elementwise passes over channels_last rows with one coefficient per channel. Included by the per-ISA files after a
 // simd_*.h.
-#include "pixels.inl"
+#include "prefetch.inl"
 
 namespace {
 
@@ -158,7 +158,7 @@ struct Gather {
     const ptrdiff_t ahead = r.pixels * r.pitch;  // the next row, which the walk over channels hides from the processor
     if (!r.scale) {
       for (int i = 0; i < count; ++i, x += r.pitch) {
-        expect_load(x + ahead);
+        prefetch_l2(x + ahead);
         Full::store(out + i * Full::W, get<Partial>(x, valid));
       }
       return;
@@ -166,7 +166,7 @@ struct Gather {
     const Full::T scale = get<Partial>(r.scale + channel, valid), shift = get<Partial>(r.shift + channel, valid);
     const Full::T lo = Full::broadcast(&r.lo), hi = Full::broadcast(&r.hi);
     for (int i = 0; i < count; ++i, x += r.pitch) {
-      expect_load(x + ahead);
+      prefetch_l2(x + ahead);
       Full::store(out + i * Full::W, Full::clamp(Full::fma(get<Partial>(x, valid), scale, shift), lo, hi));
     }
   }
@@ -183,8 +183,8 @@ struct GatherGradient {
     const ptrdiff_t ahead = r.pixels * r.pitch;
     ptrdiff_t at = from * r.pitch + channel;
     for (int i = 0; i < count; ++i, at += r.pitch) {
-      expect_load(r.x + at + ahead);
-      expect_load(r.g + at + ahead);
+      prefetch_l2(r.x + at + ahead);
+      prefetch_l2(r.g + at + ahead);
       const Full::T x = get<Partial>(r.x + at, valid);
       const Full::T g = Full::keep(get<Partial>(r.g + at, valid), Full::fma(x, scale, shift), lo, hi);
       Full::T y = Full::mul(g, a);

@@ -1,30 +1,48 @@
-// What depthwise_pixels.inl and weight_gradient_pixels.inl share: how a row of channels_last memory is cut into
-// columns; and what asks for memory ahead of its use.
+// What depthwise_pixels.inl and depthwise_pixels_back.inl share: how a row of channels_last memory is cut into tiles of
+// columns, and the rows asked for meanwhile. Included by the per-ISA files after a simd_*.h.
 #pragma once
+#include "prefetch.inl"
+
 namespace {
 
 constexpr int kPixelColumns = 4;
 
-// Asks for a line that is read, or written, a little later: the walk has too many streams for the processor to see
-// them coming.
-ALWAYS_INLINE void expect_load(const float* p) { __builtin_prefetch(p, 0, 2); }
-ALWAYS_INLINE void expect_store(const float* p) { __builtin_prefetch(p, 1, 2); }
-
-// The functions of a case, by number of columns and by what is outside at the left and the right.
-template <class Args>
-struct PixelTiles {
-  void (*of[kPixelColumns + 1][2][2])(const Args&, int);
+// A row in tiles as equal as possible: `wide` of `columns` columns, then `narrow` of one column fewer.
+struct PixelCut {
+  int columns, wide, narrow;
 };
-
-// Columns split as evenly as possible.
-template <class Args>
-void pixel_split(const Args& d, const PixelTiles<Args>& tiles) {
-  const int count = (d.width + kPixelColumns - 1) / kPixelColumns;
-  for (int i = 0, column = 0; i < count; ++i) {
-    const int columns = d.width / count + (i < d.width % count);
-    tiles.of[columns][i == 0 && d.left][i == count - 1 && d.right](d, column);
-    column += columns;
-  }
+ALWAYS_INLINE PixelCut cut_pixels(int width) {
+  const int tiles = (width + kPixelColumns - 1) / kPixelColumns, least = width / tiles, wide = width % tiles;
+  return wide ? PixelCut{least + 1, wide, tiles - wide} : PixelCut{least, tiles, 0};
 }
+
+// A row that is read or written later, asked for a little with each tile. Where all channels of a pixel are visited its
+// lines are asked for in the order of memory, which the processor's own prefetching extends; a part of the channels is
+// walked as the tiles are.
+class RowAhead {
+ public:
+  // Null: nothing is asked for. `channels` of `pixel` floats are visited, `columns` pixels a row.
+  ALWAYS_INLINE RowAhead(const float* row, ptrdiff_t pixel, int channels, int columns)
+      : at_(row),
+        line_(channels == pixel ? Full::W : pixel),
+        back_(channels == pixel ? 0 : Full::W - columns * pixel) {}
+
+  template <int COLUMNS, bool WRITE = false>
+  ALWAYS_INLINE void ask() {
+    if (!at_) return;
+    UNROLL for (int i = 0; i < COLUMNS; ++i) {
+      WRITE ? prefetch_l1_to_write(at_) : prefetch_l1(at_);
+      at_ += line_;
+    }
+  }
+  // Between two vectors of channels.
+  ALWAYS_INLINE void next_vector() {
+    if (at_) at_ += back_;
+  }
+
+ private:
+  const float* at_;
+  ptrdiff_t line_, back_;
+};
 
 }  // namespace

@@ -18,6 +18,9 @@ struct Full {
   static ALWAYS_INLINE T load(const float* p) { return _mm256_loadu_ps(p); }
   static ALWAYS_INLINE void store(float* p, T v) { _mm256_storeu_ps(p, v); }
   // n < W. In halves: masked stores are slow on AMD before AVX-512.
+  // No way past the caches: a vector is less than a line of them.
+  static ALWAYS_INLINE void stream(float* p, T v) { store(p, v); }
+  static ALWAYS_INLINE void end_streams() {}
   static ALWAYS_INLINE void store_partial(float* p, T v, int n) {
     __m128 rest = _mm256_castps256_ps128(v);
     if (n & 4) {

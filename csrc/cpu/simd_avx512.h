@@ -24,6 +24,9 @@ struct Full {
   }
   static ALWAYS_INLINE T load(const float* p) { return _mm512_loadu_ps(p); }
   static ALWAYS_INLINE void store(float* p, T v) { _mm512_storeu_ps(p, v); }
+  // Past the caches, to a multiple of 64 bytes; visible to other threads from end_streams on.
+  static ALWAYS_INLINE void stream(float* p, T v) { _mm512_stream_ps(p, v); }
+  static ALWAYS_INLINE void end_streams() { _mm_sfence(); }
   static ALWAYS_INLINE void store_partial(float* p, T v, int n) {
     _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1), v);
   }

@@ -17,6 +17,9 @@ struct Full {
   }
   static ALWAYS_INLINE T load(const float* p) { return vld1q_f32(p); }
   static ALWAYS_INLINE void store(float* p, T v) { vst1q_f32(p, v); }
+  // No way past the caches: a vector is less than a line of them.
+  static ALWAYS_INLINE void stream(float* p, T v) { store(p, v); }
+  static ALWAYS_INLINE void end_streams() {}
   static ALWAYS_INLINE void store_partial(float* p, T v, int n) {
     float row[W];
     vst1q_f32(row, v);

@@ -13,6 +13,9 @@ struct Full {
   static ALWAYS_INLINE T new_zero() { return 0; }
   static ALWAYS_INLINE T load(const float* p) { return *p; }
   static ALWAYS_INLINE void store(float* p, T v) { *p = v; }
+  // No way past the caches: a vector is less than a line of them.
+  static ALWAYS_INLINE void stream(float* p, T v) { store(p, v); }
+  static ALWAYS_INLINE void end_streams() {}
   static ALWAYS_INLINE void store_partial(float* p, T v, int) { *p = v; }
   static ALWAYS_INLINE T load_partial(const float* p, int) { return *p; }
   static ALWAYS_INLINE T broadcast(const float* p) { return *p; }

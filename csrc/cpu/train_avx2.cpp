@@ -8,12 +8,12 @@ namespace {
 constexpr int kWeightGradientTaps = 10;
 constexpr int kRegisters = 16;
 }  // namespace
+#include "depthwise_pixels_back.inl"
 #include "passes.inl"
 #include "weight_gradient.inl"
-#include "weight_gradient_pixels.inl"
 #include "weight_product.inl"
 
 extern const TrainTable mobilenet_ext_train_avx2;
 const TrainTable mobilenet_ext_train_avx2 = {
-    "avx2",  Full::W,          &pass_apply,          &pass_moments,           &pass_reduce,   &pass_gradient,
-    &gather, &gather_gradient, &weight_gradient_row, &weight_gradient_pixels, &weight_product};
+    "avx2",  Full::W,          &pass_apply,          &pass_moments,          &pass_reduce,   &pass_gradient,
+    &gather, &gather_gradient, &weight_gradient_row, &depthwise_pixels_back, &weight_product};

@@ -8,12 +8,12 @@ namespace {
 constexpr int kWeightGradientTaps = 25;
 constexpr int kRegisters = 32;
 }  // namespace
+#include "depthwise_pixels_back.inl"
 #include "passes.inl"
 #include "weight_gradient.inl"
-#include "weight_gradient_pixels.inl"
 #include "weight_product.inl"
 
 extern const TrainTable mobilenet_ext_train_neon;
 const TrainTable mobilenet_ext_train_neon = {
-    "neon",  Full::W,          &pass_apply,          &pass_moments,           &pass_reduce,   &pass_gradient,
-    &gather, &gather_gradient, &weight_gradient_row, &weight_gradient_pixels, &weight_product};
+    "neon",  Full::W,          &pass_apply,          &pass_moments,          &pass_reduce,   &pass_gradient,
+    &gather, &gather_gradient, &weight_gradient_row, &depthwise_pixels_back, &weight_product};

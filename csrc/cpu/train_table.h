@@ -52,19 +52,21 @@ struct WeightGradientArgs {
   int blocks;
 };
 
-// The weight gradient of one row straight from channels_last memory, as PixelRowArgs, kw 3: sums[block][row][kx] += sum
-// of g[x] * rows[row][...].
-struct PixelGradientArgs {
-  const float* const* rows;
-  int count;
-  int kw, stride, width, channels;
-  int left, right;
-  ptrdiff_t pixel;  // distance of two columns of the input and of `g`
-  const float* g;
-  const float* ahead;
-  ptrdiff_t ahead_other;
-  float* sums;  // at the first of `rows`
-  ptrdiff_t sum_block;
+// One input row of both gradients of a 3x3 depthwise convolution straight from channels_last memory, one column of
+// padding at the left; stride 1 and as many columns of `g`, or stride 2 and half as many, rounded up.
+struct PixelBackArgs {
+  const float* const*
+      rows;   // of `g`, at column 0: one or more that the row has a part in, a kernel row of its own each
+  int count;  // 1 to 3, with stride 2 up to 2
+  int stride, width, g_width, channels;  // `width` of the input
+  ptrdiff_t pixel, x_pixel;              // distance of two columns of `rows`, of x and dx, in floats
+  const float* x;
+  float* dx;               // = the sum over taps of weight * g
+  const float* weights;    // [block][ky][3][vector] at the kernel row of the first of `rows`; the next is `stride` less
+  float* sums;             // as `weights`: += g * x
+  ptrdiff_t weight_block;  // distance of two blocks
+  const float *g_ahead, *x_ahead, *dx_ahead;  // null, or rows that are read, or written, next
+  bool stream;                                // as PixelRowArgs
 };
 
 // out[row][column] (+)= sum over pixels of wide[pixel][row] * narrow[pixel][column], one chain from zero.
@@ -91,7 +93,7 @@ struct TrainTable {
   void (*gather)(const GatherArgs&);           // out = clamp(z, lo, hi)
   void (*gather_gradient)(const GatherArgs&);  // out = a * g' + b * (x - center) + c
   void (*weight_gradient_row)(const WeightGradientArgs&);
-  void (*weight_gradient_pixels)(const PixelGradientArgs&);
+  void (*depthwise_pixels_back)(const PixelBackArgs&);
   void (*weight_product)(const WeightProductArgs&);
 };
 
