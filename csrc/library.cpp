@@ -27,11 +27,16 @@ STABLE_TORCH_LIBRARY(mobilenet_ext, m) {
   // out (+)= wide^T (narrow - center)
   m.def("weight_product(Tensor wide, Tensor narrow, Tensor? center, bool accumulate, Tensor(a!) out) -> ()");
   // The depthwise convolution alone, channels_last result. `geometry`: kernel, stride, dilation, padding top, bottom,
-  // left, right. Implemented in mobilenet_ext/training, as are the blocks below.
+  // left, right. What is not channels_last float32 goes to the general ones, which are implemented in
+  // mobilenet_ext/training, as are the blocks below.
   m.def("depthwise_conv2d(Tensor x, Tensor weight, Tensor? bias, int[] geometry) -> Tensor");
   m.def(
       "depthwise_conv2d_backward(Tensor g, Tensor x, Tensor weight, int[] geometry, int[] needs) -> (Tensor, Tensor, "
       "Tensor)");
+  m.def("depthwise_conv2d_general(Tensor x, Tensor weight, Tensor? bias, int[] geometry) -> Tensor");
+  m.def(
+      "depthwise_conv2d_backward_general(Tensor g, Tensor x, Tensor weight, int[] geometry, int[] needs) -> (Tensor, "
+      "Tensor, Tensor)");
   // One block. `batch` says of each stage whether its BatchNorm takes the batch's statistics. Gives y, the results of
   // the depthwise and of the last convolution, and the statistics (mean, variance, unbiased variance) of those stages,
   // each empty where the backward makes it again or there is none.

@@ -8,7 +8,9 @@ dtypes and devices raise.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from importlib import import_module
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -99,13 +101,17 @@ def _check_input(x: Tensor, channels: int) -> None:
 
 def _check(x: Tensor, block: BlockSpec, sources: list[Tensor]) -> None:
     _check_input(x, block.in_channels)
-    for name, source in zip(source_names((block,)), sources, strict=True):
-        if not isinstance(source, Tensor) or source.dtype != x.dtype or source.device.type != "cpu":
-            kind = f"{source.dtype} on {source.device}" if isinstance(source, Tensor) else type(source).__name__
-            raise TypeError(f"{name} is {kind}; allowed: a {x.dtype} tensor on the CPU")
+    _check_sources(x, source_names((block,)), sources)
     if block.residual and block.output_size(x.shape[2], x.shape[3]) != (x.shape[2], x.shape[3]):
         size = block.output_size(x.shape[2], x.shape[3])
         raise ValueError(f"residual is True with an output of {size} pixels; allowed: the input's {tuple(x.shape[2:])}")
+
+
+def _check_sources(x: Tensor, names: Sequence[str], sources: list[Tensor]) -> None:
+    for name, source in zip(names, sources, strict=True):
+        if not isinstance(source, Tensor) or source.dtype != x.dtype or source.device.type != "cpu":
+            kind = f"{source.dtype} on {source.device}" if isinstance(source, Tensor) else type(source).__name__
+            raise TypeError(f"{name} is {kind}; allowed: a {x.dtype} tensor on the CPU")
 
 
 def _run(x: Tensor, block: BlockSpec, sources: list[Tensor]) -> Tensor:
@@ -138,24 +144,24 @@ def _run_untrained(
 
 
 def _depthwise_spec(
-    weight: Tensor,
+    weight: tuple[int, ...],
     stride: IntPair,
     padding: str | IntPair,
     dilation: IntPair,
     activation: str,
     eps: float,
-    tensors: dict[str, Tensor | None],
-) -> tuple[ConvSpec, list[Tensor]]:
-    if weight.dim() != 4 or weight.shape[1] != 1:
-        raise ValueError(f"weight has shape {tuple(weight.shape)}; allowed: (C, 1, kH, kW)")
+    sources: tuple[str, ...],
+) -> ConvSpec:
+    """Of a weight of this shape."""
+    if len(weight) != 4 or weight[1] != 1:
+        raise ValueError(f"weight has shape {weight}; allowed: (C, 1, kH, kW)")
     allowed = [name for name in ACTIVATIONS if name != "leaky_relu"]  # which would need its slope
     if activation not in allowed:
         raise ValueError(f"activation is {activation!r}; allowed: {', '.join(allowed)}")
-    kernel = (weight.shape[2], weight.shape[3])
-    present = {"weight": weight, **{k: v for k, v in tensors.items() if v is not None}}
-    spec = ConvSpec(
-        weight.shape[0],
-        weight.shape[0],
+    kernel = (weight[2], weight[3])
+    return ConvSpec(
+        weight[0],
+        weight[0],
         kernel,
         _pair("stride", stride, 1),
         _pair("dilation", dilation, 1),
@@ -163,9 +169,27 @@ def _depthwise_spec(
         depthwise=True,
         activation=activation,
         eps=eps,
-        sources=tuple(present),
+        sources=sources,
     )
-    return spec, list(present.values())
+
+
+def _present(tensors: dict[str, Tensor | None]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in tensors.items() if tensor is not None}
+
+
+def _plain_depthwise(
+    weight: tuple[int, ...], has_bias: bool, stride: IntPair, padding: str | IntPair, dilation: IntPair
+) -> ConvSpec:
+    sources = ("weight", "conv_bias") if has_bias else ("weight",)
+    return _depthwise_spec(weight, stride, padding, dilation, "none", 0.0, sources)
+
+
+# Making and checking one takes as long as a small layer.
+_cached_plain_depthwise = lru_cache(maxsize=256)(_plain_depthwise)
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def depthwise_conv2d(
@@ -190,21 +214,28 @@ def depthwise_conv2d(
 
     Raises ValueError or TypeError naming the argument, its value and what is allowed.
     """
-    spec, sources = _depthwise_spec(weight, stride, padding, dilation, "none", 0.0, {"conv_bias": bias})
+    if torch.compiler.is_compiling():
+        spec = _plain_depthwise(tuple(weight.shape), bias is not None, stride, padding, dilation)
+    else:
+        spec = _cached_plain_depthwise(
+            tuple(weight.shape), bias is not None, _hashable(stride), _hashable(padding), _hashable(dilation)
+        )
+    sources = [weight] if bias is None else [weight, bias]
     autocast = torch.is_autocast_enabled("cpu")
     inputs = x.float() if autocast and isinstance(x, Tensor) else x
     wants = torch.is_grad_enabled() and isinstance(x, Tensor) and any(t.requires_grad for t in (x, *sources))
-    # On channels_last memory the operator with gradients is the faster one for everybody: it folds nothing and takes
-    # the channels in groups whose rows stay in the first cache. Planes are read by the chain, without a copy.
+    # On channels_last memory the operator with gradients is the faster one for everybody: it folds nothing and walks
+    # rows as they lie. Planes are read by the chain, without a copy.
     rows = isinstance(x, Tensor) and x.device.type == "cpu" and x.dtype == torch.float32
     rows = rows and x.dim() == 4 and _memory_format_of(x) == torch.channels_last
     if not (wants or rows) or min(spec.output_size(x.shape[2], x.shape[3])) < 1:
         return _run(x, BlockSpec(depthwise=spec), sources)
-    _check(inputs, BlockSpec(depthwise=spec), sources)
+    _check_input(inputs, spec.in_channels)
+    _check_sources(inputs, spec.sources, sources)
     pads = _aten.paddings(spec, x.shape[2], x.shape[3])
     geometry = [*spec.kernel, *spec.stride, *spec.dilation, *pads]
     y = torch.ops.mobilenet_ext.depthwise_conv2d(inputs, weight, bias, geometry)
-    y = _in_format_of(y, inputs)
+    y = y if rows else _in_format_of(y, inputs)
     return y.to(torch.get_autocast_dtype("cpu")) if autocast else y
 
 
@@ -247,7 +278,9 @@ def depthwise_conv_bn_act(
         "running_mean": running_mean,
         "running_var": running_var,
     }
-    spec, sources = _depthwise_spec(weight, stride, padding, dilation, activation, eps, vectors)
+    present = _present({"weight": weight, **vectors})
+    spec = _depthwise_spec(tuple(weight.shape), stride, padding, dilation, activation, eps, tuple(present))
+    sources = list(present.values())
     if not training:
         return _run(x, BlockSpec(depthwise=spec), sources)
     autocast = torch.is_autocast_enabled("cpu")
@@ -312,9 +345,9 @@ def inverted_residual(
 
     expand_spec, sources = dense("expand", expand, activation) if expand is not None else (None, [])
     weight, vectors = depthwise
-    depthwise_spec, depthwise_sources = _depthwise_spec(
-        weight, stride, padding, dilation, activation, eps, dict(named(vectors))
-    )
+    present = _present({"weight": weight, **dict(named(vectors))})
+    depthwise_spec = _depthwise_spec(tuple(weight.shape), stride, padding, dilation, activation, eps, tuple(present))
+    depthwise_sources = list(present.values())
     project_spec, project_sources = dense("project", project, "none")
     if residual and depthwise_spec.stride != (1, 1):
         raise ValueError(f"residual is True with stride {depthwise_spec.stride}; allowed: stride 1")

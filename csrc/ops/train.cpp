@@ -140,29 +140,6 @@ void weight_product(const Tensor& wide, const Tensor& narrow, const MaybeTensor&
   run_weight_product(Kernels("weight_product").train, p, training_threads());
 }
 
-DepthwiseShape shape_of(const Tensor& x, const Tensor& weight, const std::vector<int64_t>& g) {
-  check_image("x", x);
-  STD_TORCH_CHECK(g.size() == 10, "geometry has ", g.size(), " values; allowed: 10");
-  for (int64_t v : g) STD_TORCH_CHECK(v >= 0 && v <= INT_MAX, "geometry holds ", v, "; allowed: 0 to 2^31 - 1");
-  auto value = [&](int i) { return static_cast<int>(g[i]); };
-  DepthwiseShape s{};
-  s.n = static_cast<int>(x.size(0));
-  s.channels = static_cast<int>(x.size(1));
-  s.h = static_cast<int>(x.size(2));
-  s.w = static_cast<int>(x.size(3));
-  s.kh = value(0), s.kw = value(1), s.sh = value(2), s.sw = value(3), s.dh = value(4), s.dw = value(5);
-  s.top = value(6), s.left = value(7), s.oh = value(8), s.ow = value(9);
-  STD_TORCH_CHECK(s.kh >= 1 && s.kw >= 1 && s.sh >= 1 && s.sw >= 1 && s.dh >= 1 && s.dw >= 1,
-                  "kernel, stride and dilation must be at least 1");
-  STD_TORCH_CHECK(s.oh >= 1 && s.ow >= 1, "the output has ", s.oh, " x ", s.ow, " pixels; allowed: at least one");
-  STD_TORCH_CHECK(weight.is_cpu() && weight.scalar_type() == ScalarType::Float && weight.is_contiguous() &&
-                      weight.dim() == 4 && weight.size(0) == s.channels && weight.size(1) == 1 &&
-                      weight.size(2) == s.kh && weight.size(3) == s.kw,
-                  "weight has shape ", shape_text(weight), "; allowed: a contiguous float32 (", s.channels, ", 1, ",
-                  s.kh, ", ", s.kw, ") on the CPU");
-  return s;
-}
-
 Prologue prologue_of(const MaybeTensor& scale, const MaybeTensor& shift, double lo, double hi, int channels) {
   STD_TORCH_CHECK(scale.has_value() == shift.has_value(), "scale and shift must both be given or both be None");
   return {vector("scale", scale, channels), vector("shift", shift, channels), static_cast<float>(lo),
@@ -173,7 +150,7 @@ std::tuple<Tensor, Tensor> depthwise_forward_op(const Tensor& x, const Tensor& w
                                                 const MaybeTensor& scale, const MaybeTensor& shift, double lo,
                                                 double hi, const std::vector<int64_t>& geometry, bool moments,
                                                 const Tensor& out) {
-  const DepthwiseShape s = shape_of(x, weight, geometry);
+  const DepthwiseShape s = depthwise_shape(x, weight, geometry);
   const Prologue prologue = prologue_of(scale, shift, lo, hi, s.channels);
   check_size("out", out, s.n, s.channels, s.oh, s.ow);
   const int64_t columns = moments ? s.channels : 0;
@@ -192,7 +169,7 @@ std::tuple<Tensor, Tensor> depthwise_backward_op(const Tensor& g, const MaybeTen
                                                  const MaybeTensor& shift, const MaybeTensor& center, double lo,
                                                  double hi, const std::vector<int64_t>& geometry, bool need_weight,
                                                  const MaybeTensor& out) {
-  const DepthwiseShape s = shape_of(x, weight, geometry);
+  const DepthwiseShape s = depthwise_shape(x, weight, geometry);
   check_size("g", g, s.n, s.channels, s.oh, s.ow);
   if (out) check_size("out", *out, s.n, s.channels, s.h, s.w);
   GradientPrologue gradient;

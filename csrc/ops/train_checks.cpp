@@ -36,6 +36,29 @@ void check_size(const char* name, const Tensor& t, int64_t n, int64_t c, int64_t
                   shape_text(t), "; allowed: (", n, ", ", c, ", ", h, ", ", w, ")");
 }
 
+DepthwiseShape depthwise_shape(const Tensor& x, const Tensor& weight, const std::vector<int64_t>& g) {
+  check_image("x", x);
+  STD_TORCH_CHECK(g.size() == 10, "geometry has ", g.size(), " values; allowed: 10");
+  for (int64_t v : g) STD_TORCH_CHECK(v >= 0 && v <= INT_MAX, "geometry holds ", v, "; allowed: 0 to 2^31 - 1");
+  auto value = [&](int i) { return static_cast<int>(g[i]); };
+  DepthwiseShape s{};
+  s.n = static_cast<int>(x.size(0));
+  s.channels = static_cast<int>(x.size(1));
+  s.h = static_cast<int>(x.size(2));
+  s.w = static_cast<int>(x.size(3));
+  s.kh = value(0), s.kw = value(1), s.sh = value(2), s.sw = value(3), s.dh = value(4), s.dw = value(5);
+  s.top = value(6), s.left = value(7), s.oh = value(8), s.ow = value(9);
+  STD_TORCH_CHECK(s.kh >= 1 && s.kw >= 1 && s.sh >= 1 && s.sw >= 1 && s.dh >= 1 && s.dw >= 1,
+                  "kernel, stride and dilation must be at least 1");
+  STD_TORCH_CHECK(s.oh >= 1 && s.ow >= 1, "the output has ", s.oh, " x ", s.ow, " pixels; allowed: at least one");
+  STD_TORCH_CHECK(weight.is_cpu() && weight.scalar_type() == ScalarType::Float && weight.is_contiguous() &&
+                      weight.dim() == 4 && weight.size(0) == s.channels && weight.size(1) == 1 &&
+                      weight.size(2) == s.kh && weight.size(3) == s.kw,
+                  "weight has shape ", shape_text(weight), "; allowed: a contiguous float32 (", s.channels, ", 1, ",
+                  s.kh, ", ", s.kw, ") on the CPU");
+  return s;
+}
+
 Tensor doubles(std::initializer_list<int64_t> shape, const Tensor& like) {
   return torch::stable::empty(shape, ScalarType::Double, std::nullopt, like.device());
 }

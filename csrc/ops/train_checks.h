@@ -2,6 +2,7 @@
 #pragma once
 #include <optional>
 
+#include "cpu/depthwise_train.h"
 #include "cpu/registry.h"
 #include "cpu/run.h"
 #include "cpu/train_table.h"
@@ -24,6 +25,8 @@ const float* vector(const char* name, const MaybeTensor& t, int64_t values);
 // A channels_last float32 image on the CPU.
 void check_image(const char* name, const Tensor& t);
 void check_size(const char* name, const Tensor& t, int64_t n, int64_t c, int64_t h, int64_t w);
+// `geometry`: kernel, stride, dilation, padding top and left, output size.
+DepthwiseShape depthwise_shape(const Tensor& x, const Tensor& weight, const std::vector<int64_t>& geometry);
 // Float64, uninitialised.
 Tensor doubles(std::initializer_list<int64_t> shape, const Tensor& like);
 

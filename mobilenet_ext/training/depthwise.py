@@ -1,7 +1,7 @@
 """The depthwise convolution alone with gradients: ``mobilenet_ext::depthwise_conv2d``.
 
-Forward and backward are the native channels_last kernels for float32 and plain operators for float64.  A contiguous
-input is converted on the way in and back on the way out.
+channels_last float32 tensors are served in native code (``csrc/ops/depthwise.cpp``).  What is here serves the others: a
+contiguous input is converted on the way in, float64 takes plain operators.
 """
 
 from __future__ import annotations
@@ -91,9 +91,9 @@ def _refuse(ctx: Any, *grads: Any) -> None:
 
 
 def register() -> None:
-    """Give the operators of ``csrc/library.cpp`` their implementation, fakes and gradients."""
-    torch.library.impl("mobilenet_ext::depthwise_conv2d", "CPU", _forward)
-    torch.library.impl("mobilenet_ext::depthwise_conv2d_backward", "CPU", _backward)
+    """Give the operators of ``csrc/library.cpp`` their general implementation, fakes and gradients."""
+    torch.library.impl("mobilenet_ext::depthwise_conv2d_general", "CPU", _forward)
+    torch.library.impl("mobilenet_ext::depthwise_conv2d_backward_general", "CPU", _backward)
     torch.library.register_fake("mobilenet_ext::depthwise_conv2d", _fake_forward)
     torch.library.register_fake("mobilenet_ext::depthwise_conv2d_backward", _fake_backward)
     torch.library.register_autograd("mobilenet_ext::depthwise_conv2d", _autograd, setup_context=_setup_context)
