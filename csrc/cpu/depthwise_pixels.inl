@@ -17,14 +17,17 @@ ALWAYS_INLINE void pixel_taps(Full::T (&acc)[U], const Full::T* weight, const fl
   }
 }
 
-// One vector of channels on its way along a row.
-template <int ROWS, int S>
+// Whether a row's nine weights have room beside what a tile needs.
+constexpr bool kHoldsWeights = kRegisters >= 32;
+
+// One vector of channels on its way along a row. ENDS: with a bias and an activation, and never past the caches.
+template <int ROWS, int S, bool ENDS>
 struct PixelWalk {
   const PixelRowArgs& d;
   RowAhead in, other, written;
   Full::T weight[ROWS * 3];
   const float* x[ROWS];
-  const float* bias;
+  const float *w, *bias;
   float* out;
 
   ALWAYS_INLINE PixelWalk(const PixelRowArgs& args)
@@ -33,36 +36,83 @@ struct PixelWalk {
         other(S > 1 && d.ahead ? d.ahead + d.ahead_other : nullptr, d.pixel, d.channels, d.width * S),
         written(d.out_ahead, d.out_pixel, d.channels, d.width) {}
 
+  ALWAYS_INLINE void load(int r) {
+    UNROLL for (int kx = 0; kx < 3; ++kx) weight[r * 3 + kx] = Full::load(w + (r * 3 + kx) * Full::W);
+  }
+
   ALWAYS_INLINE void start(int block) {
-    const float* w = d.weights + block * d.weight_block;
-    bias = d.bias ? d.bias + block * Full::W : nullptr;
+    w = d.weights + block * d.weight_block;
+    bias = d.bias + block * Full::W;
     out = d.out + block * d.out_block;
     UNROLL for (int r = 0; r < ROWS; ++r) {
       x[r] = d.rows[r] + block * Full::W;
-      UNROLL for (int kx = 0; kx < 3; ++kx) weight[r * 3 + kx] = Full::load(w + (r * 3 + kx) * Full::W);
+      if (kHoldsWeights) load(r);
     }
   }
 
+  // U output columns. L and R as in pixel_taps.
   template <int U, int L, int R>
   ALWAYS_INLINE void tile() {
-    if constexpr (U > 0) {
-      const ptrdiff_t pixel = d.pixel, out_pixel = d.out_pixel;
-      in.template ask<U * S>();
-      if (S > 1) other.template ask<U * S>();
-      written.template ask<U, true>();
-      Full::T acc[U];
-      UNROLL for (int u = 0; u < U; ++u) acc[u] = Full::zero();
-      UNROLL for (int r = 0; r < ROWS; ++r) {
-        pixel_taps<S, U, L, R>(acc, weight + r * 3, x[r], pixel);
-        x[r] += U * S * pixel;
-      }
-      if (bias) finish(acc, {Full::load(bias), Full::broadcast(&d.lo), Full::broadcast(&d.hi)}, d.activation);
-      if (d.stream) {
-        UNROLL for (int u = 0; u < U; ++u) Full::stream(out + u * out_pixel, acc[u]);
-      } else {
-        UNROLL for (int u = 0; u < U; ++u) Full::store(out + u * out_pixel, acc[u]);
-      }
-      out += U * out_pixel;
+    const ptrdiff_t pixel = d.pixel, out_pixel = d.out_pixel;
+    in.template ask<U * S>();
+    if (S > 1) other.template ask<U * S>();
+    if (!ENDS) written.template ask<U, true>();
+    Full::T acc[U];
+    UNROLL for (int u = 0; u < U; ++u) acc[u] = Full::zero();
+    UNROLL for (int r = 0; r < ROWS; ++r) {
+      if (!kHoldsWeights) load(r);
+      pixel_taps<S, U, L, R>(acc, weight + r * 3, x[r], pixel);
+      x[r] += U * S * pixel;
+    }
+    if (ENDS) finish(acc, {Full::load(bias), Full::broadcast(&d.lo), Full::broadcast(&d.hi)}, d.activation);
+    if (!ENDS && d.stream) {
+      UNROLL for (int u = 0; u < U; ++u) Full::stream(out + u * out_pixel, acc[u]);
+    } else {
+      UNROLL for (int u = 0; u < U; ++u) Full::store(out + u * out_pixel, acc[u]);
+    }
+    out += U * out_pixel;
+  }
+
+  // The only tile of a row.
+  template <int U>
+  ALWAYS_INLINE void whole() {
+    if (d.left && d.right) {
+      tile<U, 1, 1>();
+    } else if (d.left) {
+      tile<U, 1, 0>();
+    } else {
+      last<U>();
+    }
+  }
+  template <int U>
+  ALWAYS_INLINE void last() {
+    d.right ? tile<U, 0, 1>() : tile<U, 0, 0>();
+  }
+
+  ALWAYS_INLINE void row() {
+    static_assert(kPixelColumns == 4, "a case for each width of a tile");
+    int left = d.width;
+    switch (left) {
+      case 1:
+        return whole<1>();
+      case 2:
+        return whole<2>();
+      case 3:
+        return whole<3>();
+      case 4:
+        return whole<4>();
+    }
+    d.left ? tile<4, 1, 0>() : tile<4, 0, 0>();
+    for (left -= 4; left > 4; left -= 4) tile<4, 0, 0>();
+    switch (left) {
+      case 1:
+        return last<1>();
+      case 2:
+        return last<2>();
+      case 3:
+        return last<3>();
+      default:
+        return last<4>();
     }
   }
 
@@ -73,30 +123,12 @@ struct PixelWalk {
   }
 };
 
-template <int ROWS, int S, int U>
-NOINLINE void pixel_row(const PixelRowArgs& d, const PixelCut& cut) {
-  PixelWalk<ROWS, S> walk(d);
-  const int blocks = d.channels / Full::W;
-  const bool one = cut.wide + cut.narrow == 1;
-  // Tiles of each width between the first, a wide one, and the last, which is narrow where there are narrow ones.
-  const int wide = cut.wide - (cut.narrow ? 1 : 2), narrow = cut.narrow - 1;
-  for (int block = 0; block < blocks; ++block) {
+template <int ROWS, int S, bool ENDS>
+NOINLINE void pixel_row(const PixelRowArgs& d) {
+  PixelWalk<ROWS, S, ENDS> walk(d);
+  for (int block = 0; block < d.channels / Full::W; ++block) {
     walk.start(block);
-    if (one && d.left && d.right) {
-      walk.template tile<U, 1, 1>();
-    } else if (one && d.right) {
-      walk.template tile<U, 0, 1>();
-    } else {
-      d.left ? walk.template tile<U, 1, 0>() : walk.template tile<U, 0, 0>();
-      for (int i = 0; i < wide; ++i) walk.template tile<U, 0, 0>();
-      for (int i = 0; i < narrow; ++i) walk.template tile<U - 1, 0, 0>();
-      if (one) {
-      } else if (cut.narrow) {
-        d.right ? walk.template tile<U - 1, 0, 1>() : walk.template tile<U - 1, 0, 0>();
-      } else {
-        d.right ? walk.template tile<U, 0, 1>() : walk.template tile<U, 0, 0>();
-      }
-    }
+    walk.row();
     walk.end();
   }
 }
@@ -123,36 +155,17 @@ NOINLINE void pixel_rest(const PixelRowArgs& d) {
   }
 }
 
-template <int ROWS, int S>
+template <int S, bool ENDS>
 void pixel_rows(const PixelRowArgs& d) {
-  static_assert(kPixelColumns == 4, "a case for each width of a tile");
-  const PixelCut cut = cut_pixels(d.width);
-  switch (cut.columns) {
-    case 1:
-      return pixel_row<ROWS, S, 1>(d, cut);
-    case 2:
-      return pixel_row<ROWS, S, 2>(d, cut);
-    case 3:
-      return pixel_row<ROWS, S, 3>(d, cut);
-    default:
-      return pixel_row<ROWS, S, 4>(d, cut);
-  }
-}
-
-template <int S>
-void pixel_rows_of(const PixelRowArgs& d) {
-  switch (d.count) {
-    case 1:
-      return pixel_rows<1, S>(d);
-    case 2:
-      return pixel_rows<2, S>(d);
-    default:
-      return pixel_rows<3, S>(d);
-  }
+  d.count == 3 ? pixel_row<3, S, ENDS>(d) : d.count == 2 ? pixel_row<2, S, ENDS>(d) : pixel_row<1, S, ENDS>(d);
 }
 
 void depthwise_pixels(const PixelRowArgs& d) {
-  d.stride == 1 ? pixel_rows_of<1>(d) : pixel_rows_of<2>(d);
+  if (d.bias) {
+    d.stride == 1 ? pixel_rows<1, true>(d) : pixel_rows<2, true>(d);
+  } else {
+    d.stride == 1 ? pixel_rows<1, false>(d) : pixel_rows<2, false>(d);
+  }
   if (d.channels % Full::W) pixel_rest(d);
   if (d.stream) Full::end_streams();
   // An activation with a pass of its own, while the row is in the first cache.

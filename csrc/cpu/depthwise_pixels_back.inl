@@ -24,13 +24,17 @@ ALWAYS_INLINE void back_taps(Full::T* acc, Full::T* sum, const Full::T* weight, 
       const int column = i * S + kx - 1;
       if (column < 0 || column >= kColumns) continue;
       Full::accumulate(acc[column], value, weight[kx]);
-      Full::accumulate(sum[kx], value, Full::load(x + column * x_pixel));
+      if constexpr (kHoldsSums) {
+        Full::accumulate(sum[kx], value, Full::load(x + column * x_pixel));
+      } else {
+        Full::accumulate_from<0>(sum[kx], value, x + column * x_pixel);
+      }
     }
   }
 }
 
-// One vector of channels on its way along a row.
-template <int ROWS, int S>
+// One vector of channels on its way along a row. R: what is outside at the right, as in back_taps.
+template <int ROWS, int S, int R>
 struct PixelBackWalk {
   const PixelBackArgs& d;
   RowAhead g_ahead, x_ahead, written;
@@ -47,14 +51,14 @@ struct PixelBackWalk {
 
   // Kernel rows descend as the gradient's ascend.
   static constexpr ptrdiff_t at(int row, int kx) { return (kx - row * S * 3) * Full::W; }
-  ALWAYS_INLINE void load(int r) {
+  ALWAYS_INLINE void load(int r, Full::T* row_weight, Full::T* row_sum) {
     UNROLL for (int kx = 0; kx < 3; ++kx) {
-      weight[r * 3 + kx] = Full::load(w + at(r, kx));
-      sum[r * 3 + kx] = Full::load(sums + at(r, kx));
+      row_weight[kx] = Full::load(w + at(r, kx));
+      row_sum[kx] = Full::load(sums + at(r, kx));
     }
   }
-  ALWAYS_INLINE void store(int r) {
-    UNROLL for (int kx = 0; kx < 3; ++kx) Full::store(sums + at(r, kx), sum[r * 3 + kx]);
+  ALWAYS_INLINE void store(int r, const Full::T* row_sum) {
+    UNROLL for (int kx = 0; kx < 3; ++kx) Full::store(sums + at(r, kx), row_sum[kx]);
   }
 
   ALWAYS_INLINE void start(int block) {
@@ -64,39 +68,69 @@ struct PixelBackWalk {
     dx = d.dx + block * Full::W;
     UNROLL for (int r = 0; r < ROWS; ++r) {
       g[r] = d.rows[r] + block * Full::W;
-      if (kHoldsSums) load(r);
+      if (kHoldsSums) load(r, weight + r * 3, sum + r * 3);
     }
   }
 
-  template <int U, int L, int R>
+  // U columns of the gradient. FIRST and LAST: of the row.
+  template <int U, bool FIRST, bool LAST>
   ALWAYS_INLINE void tile() {
-    if constexpr (U > 0) {
-      constexpr int kColumns = U * S - (R == 2);
-      const ptrdiff_t pixel = d.pixel, x_pixel = d.x_pixel;
-      g_ahead.template ask<U>();
-      x_ahead.template ask<kColumns>();
-      written.template ask<kColumns, true>();
-      Full::T acc[kColumns];
-      UNROLL for (int i = 0; i < kColumns; ++i) acc[i] = Full::zero();
-      UNROLL for (int r = 0; r < ROWS; ++r) {
-        if (!kHoldsSums) load(r);
-        back_taps<S, U, L, R>(acc, sum + r * 3, weight + r * 3, g[r], x, pixel, x_pixel);
-        if (!kHoldsSums) store(r);
-        g[r] += U * pixel;
-      }
-      if (d.stream) {
-        UNROLL for (int i = 0; i < kColumns; ++i) Full::stream(dx + i * x_pixel, acc[i]);
+    constexpr int kRight = LAST ? R : 0, kColumns = U * S - (kRight == 2);
+    const ptrdiff_t pixel = d.pixel, x_pixel = d.x_pixel;
+    g_ahead.template ask<U>();
+    x_ahead.template ask<kColumns>();
+    written.template ask<kColumns, true>();
+    Full::T acc[kColumns];
+    UNROLL for (int i = 0; i < kColumns; ++i) acc[i] = Full::zero();
+    UNROLL for (int r = 0; r < ROWS; ++r) {
+      if constexpr (kHoldsSums) {
+        back_taps<S, U, FIRST, kRight>(acc, sum + r * 3, weight + r * 3, g[r], x, pixel, x_pixel);
       } else {
-        UNROLL for (int i = 0; i < kColumns; ++i) Full::store(dx + i * x_pixel, acc[i]);
+        Full::T row_weight[3], row_sum[3];
+        load(r, row_weight, row_sum);
+        // Else the column after a tile would be kept for the next one, in a register that is not there.
+        const float* row = g[r];
+        KEEP_IN_REGISTER(row);
+        back_taps<S, U, FIRST, kRight>(acc, row_sum, row_weight, row, x, pixel, x_pixel);
+        store(r, row_sum);
       }
-      x += kColumns * x_pixel;
-      dx += kColumns * x_pixel;
+      g[r] += U * pixel;
     }
+    if (d.stream) {
+      UNROLL for (int i = 0; i < kColumns; ++i) Full::stream(dx + i * x_pixel, acc[i]);
+    } else {
+      UNROLL for (int i = 0; i < kColumns; ++i) Full::store(dx + i * x_pixel, acc[i]);
+    }
+    x += kColumns * x_pixel;
+    dx += kColumns * x_pixel;
+  }
+
+  template <bool FIRST>
+  ALWAYS_INLINE void last(int columns) {
+    static_assert(kPixelColumns == 4, "a case for each width of a tile");
+    switch (columns) {
+      case 1:
+        return tile<1, FIRST, true>();
+      case 2:
+        return tile<2, FIRST, true>();
+      case 3:
+        return tile<3, FIRST, true>();
+      default:
+        return tile<4, FIRST, true>();
+    }
+  }
+
+  ALWAYS_INLINE void row() {
+    int left = d.g_width;
+    if (left <= 4) return last<true>(left);
+    tile<4, true, false>();
+    for (left -= 4; left > 4; left -= 4) tile<4, false, false>();
+    last<false>(left);
   }
 
   ALWAYS_INLINE void end() {
     UNROLL for (int r = 0; r < ROWS; ++r) {
-      if (kHoldsSums) store(r);
+      if (kHoldsSums) store(r, sum + r * 3);
     }
     g_ahead.next_vector();
     x_ahead.next_vector();
@@ -104,23 +138,12 @@ struct PixelBackWalk {
   }
 };
 
-// R: what is outside at the right, as in back_taps.
-template <int ROWS, int S, int R, int U>
-NOINLINE void pixel_back_row(const PixelBackArgs& d, const PixelCut& cut) {
-  PixelBackWalk<ROWS, S> walk(d);
-  const int blocks = d.channels / Full::W;
-  const bool one = cut.wide + cut.narrow == 1;
-  const int wide = cut.wide - (cut.narrow ? 1 : 2), narrow = cut.narrow - 1;
-  for (int block = 0; block < blocks; ++block) {
+template <int ROWS, int S, int R>
+NOINLINE void pixel_back_row(const PixelBackArgs& d) {
+  PixelBackWalk<ROWS, S, R> walk(d);
+  for (int block = 0; block < d.channels / Full::W; ++block) {
     walk.start(block);
-    if (one) {
-      walk.template tile<U, 1, R>();
-    } else {
-      walk.template tile<U, 1, 0>();
-      for (int i = 0; i < wide; ++i) walk.template tile<U, 0, 0>();
-      for (int i = 0; i < narrow; ++i) walk.template tile<U - 1, 0, 0>();
-      cut.narrow ? walk.template tile<U - 1, 0, R>() : walk.template tile<U, 0, R>();
-    }
+    walk.row();
     walk.end();
   }
 }
@@ -146,32 +169,14 @@ NOINLINE void pixel_back_rest(const PixelBackArgs& d) {
   }
 }
 
-template <int ROWS, int S, int R>
-void pixel_back_rows(const PixelBackArgs& d) {
-  static_assert(kPixelColumns == 4, "a case for each width of a tile");
-  const PixelCut cut = cut_pixels(d.g_width);
-  switch (cut.columns) {
-    case 1:
-      return pixel_back_row<ROWS, S, R, 1>(d, cut);
-    case 2:
-      return pixel_back_row<ROWS, S, R, 2>(d, cut);
-    case 3:
-      return pixel_back_row<ROWS, S, R, 3>(d, cut);
-    default:
-      return pixel_back_row<ROWS, S, R, 4>(d, cut);
-  }
-}
-
 void depthwise_pixels_back(const PixelBackArgs& d) {
   const bool odd = d.width % 2;
   if (d.stride == 1) {
-    d.count == 1   ? pixel_back_rows<1, 1, 1>(d)
-    : d.count == 2 ? pixel_back_rows<2, 1, 1>(d)
-                   : pixel_back_rows<3, 1, 1>(d);
-  } else if (d.count == 1) {
-    odd ? pixel_back_rows<1, 2, 2>(d) : pixel_back_rows<1, 2, 1>(d);
+    d.count == 3 ? pixel_back_row<3, 1, 1>(d) : d.count == 2 ? pixel_back_row<2, 1, 1>(d) : pixel_back_row<1, 1, 1>(d);
+  } else if (odd) {
+    d.count == 2 ? pixel_back_row<2, 2, 2>(d) : pixel_back_row<1, 2, 2>(d);
   } else {
-    odd ? pixel_back_rows<2, 2, 2>(d) : pixel_back_rows<2, 2, 1>(d);
+    d.count == 2 ? pixel_back_row<2, 2, 1>(d) : pixel_back_row<1, 2, 1>(d);
   }
   if (d.channels % Full::W) pixel_back_rest(d);
   if (d.stream) Full::end_streams();

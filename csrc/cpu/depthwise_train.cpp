@@ -15,7 +15,7 @@ class Forward {
         prologue_(prologue),
         y_(y),
         direct_(!prologue.scale && forward_is_direct(s)),
-        stream_(direct_ && streams(s, y, elements(s))),
+        stream_(direct_ && !bias && streams(s, y, elements(s))),
         rows_(input_rows(s, train)),
         groups_(direct_ ? direct_groups(s, train, s.kh * s.w + s.ow) : groups_of(s, train, rows_.floats(1))),
         turn_(turn_rows(s, 1, 1)),

@@ -6,7 +6,8 @@
 using namespace mobilenet_ext;
 namespace {
 constexpr int kDepthwiseColumns = 8;
-}
+constexpr int kRegisters = 32;
+}  // namespace
 #include "activation.inl"
 #include "blocks.inl"
 #include "depthwise.inl"

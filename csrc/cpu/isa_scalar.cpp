@@ -6,7 +6,8 @@
 using namespace mobilenet_ext;
 namespace {
 constexpr int kDepthwiseColumns = 4;
-}
+constexpr int kRegisters = 16;
+}  // namespace
 #include "activation.inl"
 #include "blocks.inl"
 #include "depthwise.inl"

@@ -94,8 +94,8 @@ struct PixelRowArgs {
   ptrdiff_t out_pixel, out_block;  // distances of two columns and of two vectors of channels
   const float* ahead;      // null, or the last of the rows that the next output row is the first to read, at column 0
   ptrdiff_t ahead_other;   // with stride 2, from there to the row before it
-  const float* out_ahead;  // null, or where the next output row will be, pixels out_pixel apart
-  bool stream;             // `out` past the caches: whole aligned vectors, nobody reads it soon
+  const float* out_ahead;  // without a bias: null, or where the next output row will be, pixels out_pixel apart
+  bool stream;             // without a bias: past the caches, whole aligned vectors that nobody reads soon
   float lo, hi;            // with a bias
   int activation;
   float slope;

@@ -5,16 +5,8 @@
 
 namespace {
 
+// A row is walked in tiles of so many columns, the last one of what remains.
 constexpr int kPixelColumns = 4;
-
-// A row in tiles as equal as possible: `wide` of `columns` columns, then `narrow` of one column fewer.
-struct PixelCut {
-  int columns, wide, narrow;
-};
-ALWAYS_INLINE PixelCut cut_pixels(int width) {
-  const int tiles = (width + kPixelColumns - 1) / kPixelColumns, least = width / tiles, wide = width % tiles;
-  return wide ? PixelCut{least + 1, wide, tiles - wide} : PixelCut{least, tiles, 0};
-}
 
 // A row that is read or written later, asked for a little with each tile. Where all channels of a pixel are visited its
 // lines are asked for in the order of memory, which the processor's own prefetching extends; a part of the channels is

@@ -2,8 +2,7 @@
 
 A tile whose accumulators do not all fit in registers still computes the right numbers, at half the speed; only the
 machine code shows it.  Looked at are the innermost loops with at least four vector FMAs in the functions whose name
-contains ``gemm_tile``, ``depthwise_row`` or
-``weight_gradient_tile``.  Every object of a vector ISA must have some, or nothing was checked.
+contains ``gemm_tile``, ``depthwise_row``, ``pixel_row``, ``pixel_back_row`` or ``weight_gradient_tile``.  Every object of a vector ISA must have some, or nothing was checked.
 
 Usage: check_spills.py --arch x86_64|aarch64 [--objdump OBJDUMP] OBJECT...
 """
@@ -17,7 +16,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-HOT = re.compile(r"gemm_tile|depthwise_row|weight_gradient_tile")
+HOT = re.compile(r"gemm_tile|depthwise_row|pixel_row|pixel_back_row|weight_gradient_tile")
 MINIMUM_FMAS = 4
 
 
