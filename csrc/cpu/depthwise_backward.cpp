@@ -242,17 +242,21 @@ void run_bands(const Backward& backward, const DepthwiseShape& s, int vector, fl
   const std::vector<Band> bands = bands_of(s);
   const int tasks = static_cast<int>(bands.size()), taps = s.kh * s.kw;
   const size_t tap_floats = weight_grad ? backward.tap_floats() : 0, sum_doubles = sums ? 2 * s.channels : 0;
-  std::vector<double> tap_sums(tasks * tap_floats), channel_sums(tasks * sum_doubles);
+  // Megabytes with many channels: from the pool, since fresh memory costs a page fault every 4 kB.
+  const Scratch scratch_sums(
+      std::max<size_t>(1, tasks * (tap_floats + sum_doubles) * (sizeof(double) / sizeof(float))));
+  double* tap_sums = reinterpret_cast<double*>(scratch_sums.data());
+  double* channel_sums = tap_sums + tasks * tap_floats;
   for_each_task(tasks, workers_for(2 * elements(s), tasks, threads), backward.scratch_floats(), threads,
                 [&](int i, float* scratch) {
-                  backward.run(bands[i], scratch, weight_grad ? tap_sums.data() + i * tap_floats : nullptr,
-                               sums ? channel_sums.data() + i * sum_doubles : nullptr);
+                  backward.run(bands[i], scratch, weight_grad ? tap_sums + i * tap_floats : nullptr,
+                               sums ? channel_sums + i * sum_doubles : nullptr);
                 });
   for (int i = 1; i < tasks; ++i) {
     for (size_t t = 0; t < tap_floats; ++t) tap_sums[t] += tap_sums[i * tap_floats + t];
   }
   for (int first = 0; weight_grad && first < s.channels; first += vector) {
-    const double* block = tap_sums.data() + static_cast<size_t>(first) * taps;
+    const double* block = tap_sums + static_cast<size_t>(first) * taps;
     for (int lane = 0; lane < std::min(vector, s.channels - first); ++lane) {
       float* to = weight_grad + static_cast<ptrdiff_t>(first + lane) * taps;
       for (int t = 0; t < taps; ++t) to[t] = tasks ? static_cast<float>(block[t * vector + lane]) : 0.0f;

@@ -29,8 +29,14 @@ Buffer::Buffer(size_t floats) : size_(floats) {
   const size_t rounded = (bytes + alignment - 1) / alignment * alignment;
   data_ = static_cast<float*>(std::aligned_alloc(alignment, rounded ? rounded : alignment));
   if (!data_) throw std::bad_alloc();
+  if (alignment == kHugePage) advise_huge_pages(data_, rounded);
+}
+
+void advise_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] size_t bytes) {
 #if defined(MADV_HUGEPAGE)
-  if (alignment == kHugePage) madvise(data_, rounded, MADV_HUGEPAGE);  // advice only: failure changes nothing
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kHugePage - 1) / kHugePage * kHugePage;
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) / kHugePage * kHugePage;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 #endif
 }
 

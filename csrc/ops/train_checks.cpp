@@ -13,6 +13,14 @@ Threads training_threads() {
   return {static_cast<int>(torch::stable::get_num_threads()), parallel};
 }
 
+float* writable(const Tensor& out) {
+  constexpr size_t kLarge = size_t{8} << 20;
+  float* data = static_cast<float*>(out.mutable_data_ptr());
+  const size_t bytes = static_cast<size_t>(out.numel()) * sizeof(float);
+  if (bytes >= kLarge) advise_huge_pages(data, bytes);
+  return data;
+}
+
 const float* vector(const char* name, const Tensor& t, int64_t values) {
   STD_TORCH_CHECK(t.is_cpu() && t.scalar_type() == ScalarType::Float && t.is_contiguous() && t.numel() == values, name,
                   " has shape ", shape_text(t), "; allowed: ", values, " contiguous float32 values on the CPU");

@@ -17,7 +17,8 @@ using MaybeTensor = std::optional<Tensor>;
 Threads training_threads();
 
 inline const float* floats(const Tensor& t) { return static_cast<const float*>(t.const_data_ptr()); }
-inline float* writable(const Tensor& out) { return static_cast<float*>(out.mutable_data_ptr()); }
+// Large tensors come fresh from the system, on huge pages from here on.
+float* writable(const Tensor& out);
 
 // `values` contiguous float32 on the CPU.
 const float* vector(const char* name, const Tensor& t, int64_t values);

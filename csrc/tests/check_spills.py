@@ -2,7 +2,8 @@
 
 A tile whose accumulators do not all fit in registers still computes the right numbers, at half the speed; only the
 machine code shows it.  Looked at are the innermost loops with at least four vector FMAs in the functions whose name
-contains ``gemm_tile``, ``depthwise_row``, ``pixel_row``, ``pixel_back_row`` or ``weight_gradient_tile``.  Every object of a vector ISA must have some, or nothing was checked.
+contains ``gemm_tile``, ``depthwise_row``, ``pixel_row``, ``pixel_back_row`` or ``weight_gradient_tile``.  Every object
+of a vector ISA must have some, or nothing was checked.
 
 Usage: check_spills.py --arch x86_64|aarch64 [--objdump OBJDUMP] OBJECT...
 """

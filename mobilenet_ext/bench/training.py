@@ -140,7 +140,11 @@ def _rounds(
 
 
 def depthwise_layers(batch: int, threads: int, rounds: int, progress: Progress) -> list[dict[str, Any]]:
-    """Forward and backward of single depthwise layers through autograd, ours and ``conv2d``, channels_last."""
+    """Forward and backward of single depthwise layers through autograd, ours and ``conv2d``, channels_last.
+
+    Beside the times what ours moves, in GB/s (each tensor read or written once), and what a copy of the input moves
+    in the same rounds: these layers do little arithmetic for a byte, so memory is their limit.
+    """
     from mobilenet_ext import ops
 
     torch.set_num_threads(threads)
@@ -155,7 +159,12 @@ def depthwise_layers(batch: int, threads: int, rounds: int, progress: Progress) 
         }
         g = torch.randn(calls["torch"]().shape).contiguous(memory_format=torch.channels_last)
         times: dict[str, list[tuple[float, float]]] = {form: [] for form in calls}
+        copies: list[float] = []
+        source, target = x.detach(), torch.empty_like(x)
         for _ in range(rounds + 2):
+            start = time.perf_counter()
+            target.copy_(source)
+            copies.append(time.perf_counter() - start)
             for form, call in calls.items():
                 start = time.perf_counter()
                 y = call()
@@ -163,9 +172,12 @@ def depthwise_layers(batch: int, threads: int, rounds: int, progress: Progress) 
                 torch.autograd.grad(y, [x, weight], g)
                 times[form].append((middle - start, time.perf_counter() - middle))
         row: dict[str, Any] = {"channels": channels, "size": size, "stride": stride, "batch": batch}
+        row["copy_gbs"] = 2 * x.nbytes / statistics.median(copies[2:]) / 1e9
+        moved = {"forward": x.nbytes + g.nbytes, "backward": 2 * x.nbytes + g.nbytes}
         for part, at in (("forward", 0), ("backward", 1)):
             mine, theirs = ([pair[at] for pair in times[form][2:]] for form in ("ours", "torch"))
             row[f"{part}_ms"] = 1e3 * statistics.median(mine)
+            row[f"{part}_gbs"] = moved[part] / statistics.median(mine) / 1e9
             row[f"{part}_ratio"] = statistics.median(b / a for a, b in zip(mine, theirs, strict=True))
         rows.append(row)
     return rows

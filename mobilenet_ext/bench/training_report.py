@@ -56,12 +56,15 @@ def print_report(report: TrainingReport, console: Console) -> None:
         )
     if not report.layers:
         return
-    table = Table(title="Depthwise layers, 3x3", caption="ratio: PyTorch's time over ours")
-    for column in ("layer", "forward ms", "ratio", "backward ms", "ratio"):
+    table = Table(title="Depthwise layers, 3x3", caption="ratio: PyTorch's time over ours; copy: of the layer's input")
+    for column in ("layer", "forward ms", "ratio", "GB/s", "backward ms", "ratio", "GB/s", "copy GB/s"):
         table.add_column(column, justify="right")
     for row in report.layers:
         name = f"{row['channels']} x {row['size']}^2 s{row['stride']}"
-        cells = [f"{row[key]:.2f}" for key in ("forward_ms", "forward_ratio", "backward_ms", "backward_ratio")]
+        cells = []
+        for part in ("forward", "backward"):
+            cells += [f"{row[f'{part}_ms']:.2f}", f"{row[f'{part}_ratio']:.2f}", f"{row[f'{part}_gbs']:.0f}"]
+        cells.append(f"{row['copy_gbs']:.0f}")
         slower = min(row["forward_ratio"], row["backward_ratio"]) < 1
         table.add_row(name, *cells, style="red" if slower else None)
     console.print(table)
