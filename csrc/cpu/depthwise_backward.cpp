@@ -275,7 +275,7 @@ void depthwise_backward(const IsaTable& isa, const TrainTable& train, const Dept
                         const GradientPrologue& gradient, const float* x, const Prologue& prologue,
                         const float* x_center, const float* weight, float* dx, float* weight_grad, double* sums,
                         const Threads& threads) {
-  if (!gradient.y && !prologue.scale && dx && weight_grad && !sums && backward_is_direct(s)) {
+  if (!gradient.y && !prologue.scale && !sums && backward_is_direct(s)) {
     run_bands(DirectBackward(train, s, g, x, weight, dx), s, train.vector, weight_grad, nullptr, threads);
   } else {
     run_bands(Backward(isa, train, s, g, gradient, x, prologue, x_center, weight, dx, weight_grad != nullptr), s,

@@ -77,17 +77,19 @@ DirectBackward::DirectBackward(const TrainTable& train, const DepthwiseShape& s,
       dx_(dx),
       groups_(direct_groups(s, train, 2 * s.w + 3 * s.ow)),
       packed_(pack_weight(weight, s.channels, 9, all_taps(9), train.vector)),
-      stream_(streams(s, dx, 2 * elements(s) - static_cast<int64_t>(s.n) * s.channels * s.oh * s.ow)) {}
+      stream_(dx && streams(s, dx, 2 * elements(s) - static_cast<int64_t>(s.n) * s.channels * s.oh * s.ow)) {}
 
 size_t DirectBackward::scratch_floats() const {
-  return tap_floats() + groups_.size() * DirectRows::ring_floats(s_.ow, s_.channels, 3);
+  return tap_floats() + (dx_ ? 0 : row_floats()) + groups_.size() * DirectRows::ring_floats(s_.ow, s_.channels, 3);
 }
 
 void DirectBackward::run(const Band& band, float* scratch, double* taps, double*) const {
   float* sums = scratch;
   scratch += tap_floats();
   std::fill_n(sums, tap_floats(), 0.0f);
-  std::fill_n(taps, tap_floats(), 0.0);
+  if (taps) std::fill_n(taps, tap_floats(), 0.0);
+  float* unwanted = scratch;
+  if (!dx_) scratch += row_floats();
   std::vector<DirectRows> rows;
   const float* gradient = g_ + static_cast<ptrdiff_t>(band.n) * s_.oh * s_.ow * s_.channels;
   for (const Group& group : groups_) {
@@ -98,17 +100,18 @@ void DirectBackward::run(const Band& band, float* scratch, double* taps, double*
   const int end = band.end == s_.oh ? s_.h : std::clamp(band.end * s_.sh - s_.top, 0, s_.h);
   int pending = 0;
   for (int iy = begin; iy < end; ++iy) {
-    for (size_t i = 0; i < groups_.size(); ++i) make_row(band.n, iy, groups_[i], rows[i], sums);
+    for (size_t i = 0; i < groups_.size(); ++i) make_row(band.n, iy, groups_[i], rows[i], sums, unwanted);
     pending += s_.w;
     if (pending < kFloatPixels && iy + 1 < end) continue;
-    for (size_t i = 0; i < tap_floats(); ++i) taps[i] += sums[i];
+    for (size_t i = 0; taps && i < tap_floats(); ++i) taps[i] += sums[i];
     std::fill_n(sums, tap_floats(), 0.0f);
     pending = 0;
   }
 }
 
-void DirectBackward::make_row(int n, int iy, const Group& group, DirectRows& rows, float* sums) const {
-  const ptrdiff_t row = static_cast<ptrdiff_t>(s_.w) * s_.channels, at = (static_cast<ptrdiff_t>(n) * s_.h + iy) * row;
+void DirectBackward::make_row(int n, int iy, const Group& group, DirectRows& rows, float* sums, float* unwanted) const {
+  const ptrdiff_t row = static_cast<ptrdiff_t>(row_floats()), at = (static_cast<ptrdiff_t>(n) * s_.h + iy) * row;
+  float* dx = (dx_ ? dx_ + at : unwanted) + group.first;
   // Kernel rows descend as the gradient's rows ascend.
   const float* pointers[3];
   int count = 0, kernel_row = 0, last = 0;
@@ -120,7 +123,7 @@ void DirectBackward::make_row(int n, int iy, const Group& group, DirectRows& row
     pointers[count++] = rows.row(last);
   }
   if (count == 0) {
-    for (int i = 0; i < s_.w; ++i) std::fill_n(dx_ + at + i * s_.channels + group.first, group.channels, 0.0f);
+    for (int i = 0; i < s_.w; ++i) std::fill_n(dx + i * s_.channels, group.channels, 0.0f);
     return;
   }
   const ptrdiff_t tap = (static_cast<ptrdiff_t>(group.block) * 9 + kernel_row * 3) * train_.vector;
@@ -134,7 +137,7 @@ void DirectBackward::make_row(int n, int iy, const Group& group, DirectRows& row
   d.pixel = rows.pixel();
   d.x_pixel = s_.channels;
   d.x = x_ + at + group.first;
-  d.dx = dx_ + at + group.first;
+  d.dx = dx;
   d.weights = packed_.data() + tap;
   d.sums = sums + tap;
   d.weight_block = static_cast<ptrdiff_t>(9) * train_.vector;
@@ -142,7 +145,7 @@ void DirectBackward::make_row(int n, int iy, const Group& group, DirectRows& row
   d.g_ahead = rows.ahead(last + 1);
   if (iy + 1 < s_.h) {
     d.x_ahead = d.x + row;
-    if (!stream_) d.dx_ahead = d.dx + row;
+    if (dx_ && !stream_) d.dx_ahead = d.dx + row;
   }
   train_.depthwise_pixels_back(d);
 }

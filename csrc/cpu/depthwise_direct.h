@@ -40,23 +40,26 @@ class DirectRows {
   int last_ = -1;
 };
 
-// Both gradients of one band of input rows.
+// Both gradients of one band of input rows. One of them alone takes as long: memory is what takes time, so the kernel
+// makes both, and the one that nobody wants stays in scratch.
 class DirectBackward {
  public:
   DirectBackward(const TrainTable& train, const DepthwiseShape& s, const float* g, const float* x, const float* weight,
                  float* dx);
   size_t tap_floats() const { return static_cast<size_t>(blocks_of(train_, s_.channels)) * 9 * train_.vector; }
   size_t scratch_floats() const;
-  // `taps` receives the weight gradient as the kernels lay it out: [block][ky][kx][vector].
+  // `taps` receives the weight gradient as the kernels lay it out: [block][ky][kx][vector]; null: not wanted.
   void run(const Band& band, float* scratch, double* taps, double*) const;
 
  private:
-  void make_row(int n, int iy, const Group& group, DirectRows& rows, float* sums) const;
+  // `unwanted`: where the row of dx goes if nobody wants it.
+  void make_row(int n, int iy, const Group& group, DirectRows& rows, float* sums, float* unwanted) const;
+  size_t row_floats() const { return static_cast<size_t>(s_.w) * s_.channels; }
 
   const TrainTable& train_;
   const DepthwiseShape& s_;
   const float *g_, *x_;
-  float* dx_;
+  float* dx_;  // or null
   std::vector<Group> groups_;
   std::vector<float> packed_;
   bool stream_;
