@@ -28,8 +28,10 @@ class DirectRows {
   ptrdiff_t pixel() const { return pixel_; }
   // Column 0 of a row; asked for in ascending order, the last `rows` ones remain.
   const float* row(int y);
-  // Where row y lies, null past the end.
-  const float* ahead(int y) const { return y < height_ ? image_ + static_cast<ptrdiff_t>(y) * row_ : nullptr; }
+  // Where row y lies, to be asked for; null past the end, and where rows are copied: that reads memory in its order.
+  const float* ahead(int y) const {
+    return y < height_ && !ring_ ? image_ + static_cast<ptrdiff_t>(y) * row_ : nullptr;
+  }
 
  private:
   const float* image_;
