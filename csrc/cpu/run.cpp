@@ -172,14 +172,12 @@ void run_chain(const PackedChain& chain, TaskCache& cache, const Input& in, cons
   std::unique_ptr<std::atomic<int64_t>[]> times(loud ? new std::atomic<int64_t>[chain.items.size()]() : nullptr);
   Runner runner(chain, *list, in, out, scratch.data(), times.get());
   Schedule schedule(list->phases);
-  std::atomic<int> workers{0};
-  const std::function<void()> worker = [&] {
-    const int id = workers.fetch_add(1, std::memory_order_relaxed);
+  const Worker worker = [&](int id) {
     FlushDenormals flush;
     schedule.work(list->tasks, [&](const Task& t) { runner.run(t, id); });
   };
   if (list->workers == 1) {
-    worker();
+    worker(0);
   } else {
     parallel(list->workers, worker);
   }

@@ -69,8 +69,9 @@ Tensor run_entry(const Entry& entry, const Tensor& x) {
   if (c == 1) out.channel = 1;
   if (n > 0) {
     run_chain(entry.packed, entry.tasks, in, out, static_cast<int>(torch::stable::get_num_threads()),
-              [](int workers, const std::function<void()>& worker) {
-                torch::stable::parallel_for(0, workers, 1, [&](int64_t, int64_t) { worker(); });
+              [](int workers, const Worker& worker) {
+                torch::stable::parallel_for(0, workers, 1,
+                                            [&](int64_t index, int64_t) { worker(static_cast<int>(index)); });
               });
   }
   return y;

@@ -7,8 +7,8 @@ namespace mobilenet_ext {
 using torch::headeronly::ScalarType;
 
 Threads training_threads() {
-  static const Parallel parallel = [](int workers, const std::function<void()>& worker) {
-    torch::stable::parallel_for(0, workers, 1, [&](int64_t, int64_t) { worker(); });
+  static const Parallel parallel = [](int workers, const Worker& worker) {
+    torch::stable::parallel_for(0, workers, 1, [&](int64_t index, int64_t) { worker(static_cast<int>(index)); });
   };
   return {static_cast<int>(torch::stable::get_num_threads()), parallel};
 }

@@ -19,10 +19,10 @@ struct Case {
   Layout layout = Layout::kNhwc;
 };
 
-inline const Parallel serial = [](int, const std::function<void()>& worker) { worker(); };
-inline const Parallel threaded = [](int workers, const std::function<void()>& worker) {
+inline const Parallel serial = [](int, const Worker& worker) { worker(0); };
+inline const Parallel threaded = [](int workers, const Worker& worker) {
   std::vector<std::thread> threads;
-  for (int i = 0; i < workers; ++i) threads.emplace_back(worker);
+  for (int i = 0; i < workers; ++i) threads.emplace_back(worker, i);
   for (auto& t : threads) t.join();
 };
 

@@ -62,8 +62,7 @@ int run(const IsaTable& isa, const Block& b, int times) {
   in.image = in.row * b.size;
   const Output out{y.data(), static_cast<ptrdiff_t>(y.size()), 1, b.out};
   TaskCache cache;
-  for (int i = 0; i < times; ++i)
-    run_chain(packed, cache, in, out, 1, [](int, const std::function<void()>& worker) { worker(); });
+  for (int i = 0; i < times; ++i) run_chain(packed, cache, in, out, 1, [](int, const Worker& worker) { worker(0); });
   std::printf("%.0f\n", shape.multiply_adds);
   return 0;
 }

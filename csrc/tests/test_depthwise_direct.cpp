@@ -67,7 +67,7 @@ void check(const IsaTable& isa, const TrainTable& train, const Case& t, size_t l
                            bias = random_values(t.c), ones(t.c, 1.0f), zeros(t.c, 0.0f);
   // What leaves every value as it is, but is applied to gathered rows.
   const Prologue none, identity{ones.data(), zeros.data(), -HUGE_VALF, HUGE_VALF};
-  const Parallel parallel = [](int, const std::function<void()>& worker) { worker(); };
+  const Parallel parallel = [](int, const Worker& worker) { worker(0); };
   const Threads threads{1, parallel};
   Aligned y(out), dx(in);
   std::vector<float> y_gathered(out), dx_gathered(in), dw(weight.size()), dw_gathered(weight.size());

@@ -50,7 +50,7 @@ std::vector<float> run(const PackedChain& packed, const ItemShape& shape, const 
   const int channels = c.project ? c.out : c.channels;
   const Output out{y.data(), static_cast<ptrdiff_t>(y.size()), 1, channels};
   TaskCache cache;
-  run_chain(packed, cache, in, out, 1, [](int, const std::function<void()>& worker) { worker(); });
+  run_chain(packed, cache, in, out, 1, [](int, const Worker& worker) { worker(0); });
   return y;
 }
 

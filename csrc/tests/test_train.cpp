@@ -27,10 +27,10 @@ Floats random_floats(size_t count, float low = -2.0f, float high = 2.0f) {
   return values;
 }
 
-void run_in_threads(int workers, const std::function<void()>& worker) {
+void run_in_threads(int workers, const Worker& worker) {
   std::vector<std::thread> threads;
-  for (int i = 1; i < workers; ++i) threads.emplace_back(worker);
-  worker();
+  for (int i = 1; i < workers; ++i) threads.emplace_back(worker, i);
+  worker(0);
   for (std::thread& t : threads) t.join();
 }
 const Parallel parallel = run_in_threads;
