@@ -1,6 +1,8 @@
 // The depthwise convolution alone, with gradients: depthwise_conv2d and its backward. channels_last float32 tensors are
 // served here, a few microseconds a call; everything else by the operators of mobilenet_ext/training/depthwise.py.
+#include <array>
 #include <tuple>
+#include <vector>
 
 #include "cpu/depthwise_train.h"
 #include "cpu/passes.h"
@@ -86,7 +88,8 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward(const Tensor& g, co
     p.x = floats(g);
     std::vector<double> mean(s.channels), var(s.channels);
     if (p.pixels) run_moments(Kernels("moments").train, p, mean.data(), var.data(), training_threads());
-    for (int c = 0; c < s.channels; ++c) writable(db)[c] = static_cast<float>(mean[c] * static_cast<double>(p.pixels));
+    float* sums = writable(db);
+    for (int c = 0; c < s.channels; ++c) sums[c] = static_cast<float>(mean[c] * static_cast<double>(p.pixels));
   }
   return {dx, dw, db};
 }
