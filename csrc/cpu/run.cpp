@@ -171,10 +171,10 @@ void run_chain(const PackedChain& chain, TaskCache& cache, const Input& in, cons
   const bool loud = verbose.load(std::memory_order_relaxed);
   std::unique_ptr<std::atomic<int64_t>[]> times(loud ? new std::atomic<int64_t>[chain.items.size()]() : nullptr);
   Runner runner(chain, *list, in, out, scratch.data(), times.get());
-  Schedule schedule(list->phases);
+  Schedule schedule(list->phases, list->workers);
   const Worker worker = [&](int id) {
     FlushDenormals flush;
-    schedule.work(list->tasks, [&](const Task& t) { runner.run(t, id); });
+    schedule.work(list->tasks, id, [&](const Task& t) { runner.run(t, id); });
   };
   if (list->workers == 1) {
     worker(0);

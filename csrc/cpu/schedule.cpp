@@ -1,5 +1,6 @@
 #include "schedule.h"
 
+#include <numeric>
 #include <thread>
 
 namespace mobilenet_ext {
@@ -17,6 +18,14 @@ void pause() {
 }
 
 }  // namespace
+
+Schedule::Schedule(const std::vector<int>& phase_sizes, int workers)
+    : sizes_(phase_sizes),
+      workers_(workers),
+      left_(new std::atomic<int>[phase_sizes.size()]),
+      claimed_(new std::atomic<bool>[std::accumulate(phase_sizes.begin(), phase_sizes.end(), size_t{0})]()) {
+  for (size_t i = 0; i < phase_sizes.size(); ++i) left_[i].store(phase_sizes[i], std::memory_order_relaxed);
+}
 
 bool Schedule::wait(int phase) {
   for (int spins = 0; left_[phase].load(std::memory_order_acquire) > 0; ++spins) {

@@ -1,4 +1,5 @@
-// The task list finishes with any number of live workers, in order of phases, and an exception stops everybody.
+// The task list finishes with any number of live workers, in order of phases; each worker begins with its share; an
+// exception stops everybody.
 #include <array>
 #include <stdexcept>
 #include <thread>
@@ -27,36 +28,53 @@ std::vector<Task> tasks() {
 
 void run_with(int workers) {
   const auto list = tasks();
-  Schedule schedule(std::vector<int>(20, 7));
+  const std::vector<int> sizes(20, 7);
+  Schedule schedule(sizes, workers);
   std::array<std::atomic<int>, 20> done{};
   std::atomic<int> early{0};
-  auto body = [&] {
-    schedule.work(list, [&](const Task& t) {
+  auto body = [&](int index) {
+    schedule.work(list, index, [&](const Task& t) {
       if (t.phase > 0 && done[t.phase - 1].load() != 7) ++early;
       ++done[t.phase];
     });
   };
   std::vector<std::thread> threads;
-  for (int i = 1; i < workers; ++i) threads.emplace_back(body);
-  body();
+  for (int i = 1; i < workers; ++i) threads.emplace_back(body, i);
+  body(0);
   for (auto& t : threads) t.join();
   for (auto& d : done) CHECK(d.load() == 7);
   CHECK(early.load() == 0);
 }
 
+// One live worker of three: its share first in every phase, then the others', so it finishes alone.
+void run_alone(int index) {
+  const auto list = tasks();
+  const std::vector<int> sizes(20, 7);
+  Schedule schedule(sizes, 3);
+  std::vector<int> order;
+  schedule.work(list, index, [&](const Task& t) { order.push_back(t.number); });
+  CHECK(order.size() == list.size());
+  constexpr std::array<int, 3> kFirst{0, 2, 4};
+  for (size_t i = 0; i < order.size(); ++i) {
+    const int phase = static_cast<int>(i) / 7, turn = static_cast<int>(i) % 7;
+    CHECK(order[i] == phase * 7 + (kFirst[index] + turn) % 7);
+  }
+}
+
 void run_failing(int workers) {
   const auto list = tasks();
-  Schedule schedule(std::vector<int>(20, 7));
+  const std::vector<int> sizes(20, 7);
+  Schedule schedule(sizes, workers);
   std::atomic<int> later{0};
-  auto body = [&] {
-    schedule.work(list, [&](const Task& t) {
+  auto body = [&](int index) {
+    schedule.work(list, index, [&](const Task& t) {
       if (t.number == 40) throw std::runtime_error("task 40");
       if (t.phase > 6) ++later;
     });
   };
   std::vector<std::thread> threads;
-  for (int i = 1; i < workers; ++i) threads.emplace_back(body);
-  body();
+  for (int i = 1; i < workers; ++i) threads.emplace_back(body, i);
+  body(0);
   for (auto& t : threads) t.join();
   CHECK_THROWS((schedule.rethrow(), 0), "task 40");
   CHECK(later.load() == 0);
@@ -69,6 +87,7 @@ int main() {
     for (int i = 0; i < 20; ++i) run_with(workers);
     run_failing(workers);
   }
+  for (int index : {0, 1, 2}) run_alone(index);
   // Denormals are flushed inside and only inside.
   volatile float tiny = 1e-39f;
   CHECK(tiny * 0.5f != 0.0f);
