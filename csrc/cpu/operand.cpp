@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "pitch.h"
+
 namespace mobilenet_ext {
 namespace {
 
@@ -16,10 +18,10 @@ Operand::Operand(const StageDesc& stage, const Placed& placed, const InView& in,
   const Geometry& g = stage.geometry;
   planes_ = !stage.pointwise();
   if (!planes_) {
-    gather_ = in.channel != 1;
+    gather_ = in.channel != 1 || tile_rows_collide(g.sw * in.pixel);
     segments_ = arena.take<ptrdiff_t>(1);
     if (segments_) segments_[0] = 0;
-    if (gather_) buffer_ = arena.take<float>(static_cast<size_t>(rows) * (end - begin) * stage.in);
+    if (gather_) buffer_ = arena.take<float>(static_cast<size_t>(rows) * (end - begin) * pixel_pitch(stage.in));
     return;
   }
   slots_ = (g.kh - 1) * g.dh + 1;
@@ -58,17 +60,21 @@ void Operand::load(int y, int count, int begin, int end, GemmArgs& args) {
     args.a_pixel = g.sw * in_.pixel;
     return;
   }
-  const int width = end - begin;
+  const int width = end - begin, in = stage_.in;
+  const ptrdiff_t pitch = pixel_pitch(in), pixel = g.sw * in_.pixel;
   for (int r = 0; r < count; ++r) {
     const float* from = first + static_cast<ptrdiff_t>(r) * g.sh * in_.row;
-    float* to = buffer_ + static_cast<size_t>(r) * width * stage_.in;
-    for (int c = 0; c < stage_.in; ++c) {
-      for (int x = 0; x < width; ++x)
-        to[static_cast<size_t>(x) * stage_.in + c] = from[c * in_.channel + x * g.sw * in_.pixel];
+    float* to = buffer_ + r * width * pitch;
+    if (in_.channel == 1) {
+      for (int x = 0; x < width; ++x) std::memcpy(to + x * pitch, from + x * pixel, sizeof(float) * in);
+      continue;
+    }
+    for (int c = 0; c < in; ++c) {
+      for (int x = 0; x < width; ++x) to[x * pitch + c] = from[c * in_.channel + x * pixel];
     }
   }
   args.a = buffer_;
-  args.a_pixel = stage_.in;
+  args.a_pixel = pitch;
 }
 
 // One input row as planes [in][plane_row_], the columns outside the image zero.
@@ -102,6 +108,9 @@ void Operand::fill_pixel_row(int iy, float* to) const {
   float* row = to + static_cast<ptrdiff_t>(from) * in;
   if (in_.channel == 1 && in_.pixel == in) {
     std::memcpy(row, x, sizeof(float) * (until - from) * in);
+  } else if (in_.channel == 1) {
+    for (int i = 0; i < until - from; ++i)
+      std::memcpy(row + static_cast<ptrdiff_t>(i) * in, x + i * in_.pixel, sizeof(float) * in);
   } else {
     for (int i = 0; i < until - from; ++i) {
       for (int c = 0; c < in; ++c) row[static_cast<ptrdiff_t>(i) * in + c] = x[i * in_.pixel + c * in_.channel];

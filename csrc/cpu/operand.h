@@ -1,5 +1,5 @@
 // The left operand of a dense convolution's GEMM: pixels where they lie (1x1 over NHWC), gathered pixels (1x1 over any
-// other layout), or padded planes of input rows (larger kernels).
+// other layout, or where the rows of a tile would collide), or padded planes of input rows (larger kernels).
 #pragma once
 #include "memory.h"
 #include "pack.h"
@@ -37,7 +37,8 @@ class Operand {
   InView in_;
   int begin_;
   bool gather_ = false, planes_ = false;
-  float* buffer_ = nullptr;  // gathered pixels [pixel][in], or planes [slot][in][plane_row_] and a zero row
+  float* buffer_ =
+      nullptr;  // gathered pixels [pixel][pixel_pitch(in)], or planes [slot][in][plane_row_] and a zero row
   ptrdiff_t* segments_ = nullptr;
   int* tags_ = nullptr;  // which input row a plane slot holds
   int slots_ = 0, plane_row_ = 0;

@@ -91,10 +91,7 @@ std::vector<ItemShape> shapes(const ChainDesc& chain, int h, int w) {
     if (item.linear || item.pool) {
       if (item.mean) s.multiply_adds = static_cast<double>(item.in()) * h * w;
       s.multiply_adds = item.linear ? static_cast<double>(item.in()) * item.out() : s.multiply_adds;
-      s.out_floats = static_cast<size_t>(item.out());
       h = w = 1;
-    } else {
-      s.out_floats = static_cast<size_t>(item.out()) * h * w;
     }
     result.push_back(s);
   }

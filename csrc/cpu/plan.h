@@ -14,7 +14,6 @@ struct ItemShape {
   Placed expand, depthwise;  // those that exist
   int h = 0, w = 0, out_h = 0, out_w = 0;
   double multiply_adds = 0;
-  size_t out_floats = 0;  // of one image
 };
 std::vector<ItemShape> shapes(const ChainDesc& chain, int h, int w);
 

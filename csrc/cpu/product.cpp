@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "pack.h"
+#include "pitch.h"
 
 namespace mobilenet_ext {
 namespace {
@@ -82,7 +83,8 @@ void run_product(const IsaTable& isa, const TrainTable& train, const Product& p,
   // A block of a's rows stays in the caches while all panels pass over it.
   const int rows = std::clamp(24 * 1024 / std::max(1, p.k) / 24 * 24, 24, 192);
   const int tasks = static_cast<int>((p.pixels + rows - 1) / rows);
-  const size_t scratch_floats = p.scale ? static_cast<size_t>(rows) * p.k : 0;
+  const ptrdiff_t pitch = pixel_pitch(p.k);
+  const size_t scratch_floats = p.scale || pitch != p.k ? static_cast<size_t>(rows * pitch) : 0;
   const int workers = workers_for(p.pixels * std::max(p.k, p.n), tasks, threads);
   const ptrdiff_t segment = 0;
   for_each_task(tasks, workers, scratch_floats, threads, [&](int i, float* scratch) {
@@ -90,11 +92,15 @@ void run_product(const IsaTable& isa, const TrainTable& train, const Product& p,
     GemmArgs g{};
     g.a = p.a + first * p.k;
     g.m = static_cast<int>(std::min<int64_t>(rows, p.pixels - first));
+    if (pitch != p.k) {
+      for (int m = 0; m < g.m; ++m) std::copy_n(g.a + static_cast<ptrdiff_t>(m) * p.k, p.k, scratch + m * pitch);
+      g.a = scratch;
+    }
     if (p.scale) {
       PassArgs pass{};
       pass.x = g.a;
       pass.y = scratch;
-      pass.pitch = p.k;
+      pass.pitch = pitch;
       pass.pixels = g.m;
       pass.channels = p.k;
       pass.scale = p.scale;
@@ -104,7 +110,7 @@ void run_product(const IsaTable& isa, const TrainTable& train, const Product& p,
       train.apply(pass);
       g.a = scratch;
     }
-    g.a_pixel = p.k;
+    g.a_pixel = pitch;
     g.segments = &segment;
     g.segment_count = 1;
     g.segment_length = p.k;

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <numeric>
 
+#include "pitch.h"
+
 namespace mobilenet_ext {
 namespace {
 
@@ -28,8 +30,7 @@ class Builder {
     const int items = static_cast<int>(chain_.items.size());
     int convs = items;
     while (chain_.items[convs - 1].desc.linear) --convs;
-    for (int i = 0; i + 1 < convs; ++i)
-      list_.activation = std::max(list_.activation, round(list_.shapes[i].out_floats));
+    for (int i = 0; i + 1 < convs; ++i) list_.activation = std::max(list_.activation, round(activation_floats(i)));
     for (int i = convs; i < items; ++i)
       list_.features = std::max(list_.features, round(static_cast<size_t>(in_.n) * chain_.items[i].desc.in()));
     const int whole = list_.workers == 1 ? in_.n : in_.n / list_.workers * list_.workers, split = in_.n - whole;
@@ -56,6 +57,12 @@ class Builder {
 
  private:
   static size_t round(size_t floats) { return (floats + 15) / 16 * 16; }
+
+  // Of item i's result of one image, as dense_out() places it.
+  size_t activation_floats(int i) const {
+    const ItemShape& s = list_.shapes[i];
+    return static_cast<size_t>(pixel_pitch(chain_.items[i].desc.out())) * s.out_h * s.out_w;
+  }
 
   int new_phase() {
     list_.phases.push_back(0);
@@ -310,10 +317,10 @@ class Builder {
 }  // namespace
 
 InView dense_view(const float* data, int w, int channels) {
-  return {data, static_cast<ptrdiff_t>(w) * channels, channels, 1};
+  return {data, w * pixel_pitch(channels), pixel_pitch(channels), 1};
 }
 OutView dense_out(float* data, int w, int channels) {
-  return {data, static_cast<ptrdiff_t>(w) * channels, channels, 1};
+  return {data, w * pixel_pitch(channels), pixel_pitch(channels), 1};
 }
 
 Job make_job(const PackedChain& chain, const TaskList& list, int item, const ItemPlan& plan, const InView& in,

@@ -80,6 +80,7 @@ class TaskCache {
 // The job of an item on one image, given where its activations lie (null while measuring).
 Job make_job(const PackedChain& chain, const TaskList& list, int item, const ItemPlan& plan, const InView& in,
              const OutView& out, const InView& residual);
+// What lies between two items: NHWC, pixels pixel_pitch() apart.
 InView dense_view(const float* data, int w, int channels);
 OutView dense_out(float* data, int w, int channels);
 

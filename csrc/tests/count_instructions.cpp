@@ -50,7 +50,8 @@ int run(const IsaTable& isa, const Block& b, int times) {
   }
   const PackedChain packed = pack(chain, sources, isa);
   const ItemShape shape = shapes(chain, b.size, b.size)[0];
-  std::vector<float> x(static_cast<size_t>(b.size) * b.size * b.in, 0.5f), y(shape.out_floats);
+  std::vector<float> x(static_cast<size_t>(b.size) * b.size * b.in, 0.5f),
+      y(static_cast<size_t>(shape.out_h) * shape.out_w * chain.items[0].out());
   Input in{};
   in.data = x.data();
   in.n = 1;

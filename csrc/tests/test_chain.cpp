@@ -113,6 +113,20 @@ std::vector<Case> cases() {
     add("long dense " + std::to_string(in), {item({stage(Role::kExpand, in / 5, 19, square(3))})}, 1, 4, 5, layout);
     ++turn;
   }
+  // Pixels a page apart: between two items they lie further apart, of the caller's they are copied.
+  for (Layout layout : layouts) {
+    add("page between items",
+        {item({stage(Role::kExpand, 5, 1024, {})}), item({stage(Role::kExpand, 1024, 1024, {})}, true),
+         item({stage(Role::kDepthwise, 1024, 1024, square(3))}), item({stage(Role::kExpand, 1024, 7, square(3))}),
+         item({stage(Role::kExpand, 7, 1024, {})}), inverted(1024, 20, 1024, square(3), true),
+         item({stage(Role::kExpand, 1024, 33, {})}, false, true)},
+        3, 5, 4, layout);
+    Geometry twos;
+    twos.sh = twos.sw = 2;
+    add("page of the caller", {item({stage(Role::kExpand, 1024, 20, {})})}, 2, 4, 9, layout);
+    add("half a page, stride 2", {item({stage(Role::kExpand, 512, 20, twos)})}, 1, 5, 9, layout);
+    add("page, block", {inverted(1024, 24, 9, square(3, 2), false)}, 1, 7, 6, layout);
+  }
   // Depthwise: kernels, strides, dilations, pads, odd sizes, channels off the vector.
   turn = 0;
   for (int k : {1, 2, 3, 4, 5, 7}) {

@@ -30,7 +30,7 @@ struct Case {
 
 std::vector<float> run(const PackedChain& packed, const ItemShape& shape, const Case& c, bool nhwc,
                        const std::vector<float>& nchw) {
-  std::vector<float> x(nchw.size()), y(shape.out_floats);
+  std::vector<float> x(nchw.size()), y(static_cast<size_t>(shape.out_h) * shape.out_w * packed.items[0].desc.out());
   const int pixels = c.h * c.w;
   for (int i = 0; i < pixels; ++i) {
     for (int k = 0; k < c.channels; ++k) {

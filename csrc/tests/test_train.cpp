@@ -175,17 +175,20 @@ void test_products(const IsaTable& isa, const TrainTable& train, int pixels, int
   const Floats a = random_floats(static_cast<size_t>(pixels) * k), b = random_floats(static_cast<size_t>(k) * n),
                narrow = random_floats(static_cast<size_t>(pixels) * n), scale = random_floats(k),
                shift = random_floats(k), center = random_floats(n);
-  for (bool transposed : {false, true}) {
+  for (const auto& [transposed, scaled] : {std::pair{false, true}, {true, true}, {false, false}, {true, false}}) {
     Floats out(static_cast<size_t>(pixels) * n, NAN);
     run_product(isa, train,
-                {a.data(), b.data(), out.data(), pixels, k, n, transposed, scale.data(), shift.data(), 0, 1}, threads);
+                {a.data(), b.data(), out.data(), pixels, k, n, transposed, scaled ? scale.data() : nullptr,
+                 scaled ? shift.data() : nullptr, 0, 1},
+                threads);
     for (int m = 0; m < pixels; ++m) {
       for (int j = 0; j < n; ++j) {
         double sum = 0;
         for (int i = 0; i < k; ++i) {
-          const float z = std::fma(a[static_cast<size_t>(m) * k + i], scale[i], shift[i]);
-          sum += std::fmin(1.0, std::fmax(0.0, z)) *
-                 b[transposed ? static_cast<size_t>(j) * k + i : static_cast<size_t>(i) * n + j];
+          const float x = a[static_cast<size_t>(m) * k + i],
+                      z = scaled ? std::fmin(1.0f, std::fmax(0.0f, std::fma(x, scale[i], shift[i]))) : x;
+          sum +=
+              static_cast<double>(z) * b[transposed ? static_cast<size_t>(j) * k + i : static_cast<size_t>(i) * n + j];
         }
         check_near("product", out[static_cast<size_t>(m) * n + j], sum, k);
       }
@@ -230,6 +233,7 @@ int main() {
       test_products(*isa.table, train, pixels, 27, 300);
       test_products(*isa.table, train, pixels, 7, 5);
       test_products(*isa.table, train, pixels, 48, 40);
+      test_products(*isa.table, train, pixels, 1024, 9);  // pixels a page apart
     }
   }
   return test::report();
