@@ -13,15 +13,16 @@ constexpr bool takes_pass(int activation) { return activation > kHardswish; }
 #define REPEAT16(c) {REPEAT4(c), REPEAT4(c), REPEAT4(c), REPEAT4(c)}
 enum Constant {
   kMagic,
-  kLog2e,
-  kMinusLn2High,
-  kMinusLn2Low,
-  kP5,
-  kP4,
-  kP3,
-  kP2,
-  kP1,
-  kP0,
+  kMinusLog2e,
+  kLn2High,
+  kLn2Low,
+  kE6,
+  kE5,
+  kE4,
+  kE3,
+  kE2,
+  kE1,
+  kE0,
   kOne,
   kLowest,
   kHighest,
@@ -34,18 +35,20 @@ enum Constant {
 };
 alignas(64) const float kConstants[][16] = {
     REPEAT16(12582912.0f),  // 1.5 * 2^23: adding it rounds to an integer
-    REPEAT16(1.44269504088896341f),
-    REPEAT16(-0.693359375f),
-    REPEAT16(2.12194440e-4f),
-    REPEAT16(1.9875691500e-4f),
-    REPEAT16(1.3981999507e-3f),
-    REPEAT16(8.3334519073e-3f),
-    REPEAT16(4.1665795894e-2f),
-    REPEAT16(1.6666665459e-1f),
-    REPEAT16(5.0000001201e-1f),
+    REPEAT16(-1.44269504088896341f),
+    REPEAT16(0.693359375f),
+    REPEAT16(-2.12194440e-4f),
+    // 2 e^-s for |s| <= ln 2 / 2: minimax in the relative error, 3e-9, with the last two given.
+    REPEAT16(2 * 1.38145401768e-3f),
+    REPEAT16(2 * -8.36874510894e-3f),
+    REPEAT16(2 * 4.16683907835e-2f),
+    REPEAT16(2 * -0.16666520399f),
+    REPEAT16(2 * 0.499999934321f),
+    REPEAT16(-2.0f),
+    REPEAT16(2.0f),
     REPEAT16(1.0f),
-    REPEAT16(-86.0f),
-    REPEAT16(89.0f),
+    REPEAT16(-89.0f),
+    REPEAT16(86.0f),
     REPEAT16(0.0f),
     REPEAT16(3.0f),
     REPEAT16(6.0f),
@@ -88,32 +91,25 @@ ALWAYS_INLINE typename V::T constant(Constant c) {
   return V::load(kConstants[c]);
 }
 
-// e^x for x in [-86, 89], infinity where that overflows; NaN passes. x = n ln 2 + r with |r| <= ln 2 / 2, then the
-// polynomial of Cephes' expf in r. Relative error below 2^-23.
-template <class V>
-ALWAYS_INLINE typename V::T exponential(typename V::T x) {
+// 1 + e^-x of U vectors, step by step: one vector's chain is longer than the processor looks ahead. Infinite where e^-x
+// overflows; NaN passes. -x = n ln 2 - s with |s| <= ln 2 / 2, and e^-x = 2^(n-1) * 2 e^-s, since n may be 128.
+// Relative error of e^-x below 2^-23.
+template <class V, int U>
+ALWAYS_INLINE void one_plus_exp_minus(const typename V::T (&x)[U], typename V::T (&sum)[U]) {
   using T = typename V::T;
-  const T shifted = V::fma(x, constant<V>(kLog2e), constant<V>(kMagic));
-  const T n = V::sub(shifted, constant<V>(kMagic));
-  T r = V::fma(n, constant<V>(kMinusLn2High), x);
-  r = V::fma(n, constant<V>(kMinusLn2Low), r);
-  T p = V::fma(constant<V>(kP5), r, constant<V>(kP4));
-  p = V::fma(p, r, constant<V>(kP3));
-  p = V::fma(p, r, constant<V>(kP2));
-  p = V::fma(p, r, constant<V>(kP1));
-  p = V::fma(p, r, constant<V>(kP0));
-  p = V::fma(p, V::mul(r, r), r);
-  p = V::add(p, constant<V>(kOne));
-  // 2^n in two factors, 2^(n-1) and 2: n may be 128.
-  p = V::mul(p, V::half_power(shifted));
-  return V::add(p, p);
-}
-
-// 1 + e^-x.
-template <class V>
-ALWAYS_INLINE typename V::T one_plus_exp_minus(typename V::T x) {
-  const typename V::T minus = V::sub(V::zero(), x);
-  return V::add(constant<V>(kOne), exponential<V>(V::clamp(minus, constant<V>(kLowest), constant<V>(kHighest))));
+  T s[U], shifted[U];
+  UNROLL for (int u = 0; u < U; ++u) s[u] = V::clamp(x[u], constant<V>(kLowest), constant<V>(kHighest));
+  UNROLL for (int u = 0; u < U; ++u) shifted[u] = V::fma(s[u], constant<V>(kMinusLog2e), constant<V>(kMagic));
+  UNROLL for (int u = 0; u < U; ++u) {
+    const T n = V::sub(shifted[u], constant<V>(kMagic));
+    s[u] = V::fma(n, constant<V>(kLn2High), s[u]);
+    s[u] = V::fma(n, constant<V>(kLn2Low), s[u]);
+  }
+  UNROLL for (int u = 0; u < U; ++u) sum[u] = V::fma(constant<V>(kE6), s[u], constant<V>(kE5));
+  UNROLL for (int e = kE4; e <= kE0; ++e) {
+    UNROLL for (int u = 0; u < U; ++u) sum[u] = V::fma(sum[u], s[u], V::load(kConstants[e]));
+  }
+  UNROLL for (int u = 0; u < U; ++u) sum[u] = V::fma(sum[u], V::half_power(shifted[u]), constant<V>(kOne));
 }
 
 template <class V>
@@ -122,17 +118,23 @@ ALWAYS_INLINE typename V::T shifted_relu6(typename V::T x) {
 }
 
 // The codes are those of program.h.
-template <class V, int CODE>
-ALWAYS_INLINE typename V::T activate(typename V::T x, typename V::T slope) {
+template <class V, int CODE, int U>
+ALWAYS_INLINE void activate(typename V::T (&x)[U], typename V::T slope) {
   using T = typename V::T;
-  if constexpr (CODE == kHardswish) return hardswish<V>(x, kConstants[0]);
-  if constexpr (CODE == 4) return V::div(x, one_plus_exp_minus<V>(x));
-  if constexpr (CODE == 5) return V::mul(shifted_relu6<V>(x), constant<V>(kSixth));
-  if constexpr (CODE == 6) {
-    const T below = V::clamp(x, constant<V>(kMinusInfinity), V::zero());
-    return V::fma(below, slope, V::clamp(x, V::zero(), constant<V>(kInfinity)));
+  if constexpr (CODE == 4 || CODE == 7) {
+    T sum[U];
+    one_plus_exp_minus<V>(x, sum);
+    UNROLL for (int u = 0; u < U; ++u) x[u] = V::div(CODE == 4 ? x[u] : constant<V>(kOne), sum[u]);
+    return;
   }
-  return V::div(constant<V>(kOne), one_plus_exp_minus<V>(x));
+  UNROLL for (int u = 0; u < U; ++u) {
+    if constexpr (CODE == kHardswish) x[u] = hardswish<V>(x[u], kConstants[0]);
+    if constexpr (CODE == 5) x[u] = V::mul(shifted_relu6<V>(x[u]), constant<V>(kSixth));
+    if constexpr (CODE == 6) {
+      const T below = V::clamp(x[u], constant<V>(kMinusInfinity), V::zero());
+      x[u] = V::fma(below, slope, V::clamp(x[u], V::zero(), constant<V>(kInfinity)));
+    }
+  }
 }
 
 // `m` pixels of `vectors` vectors, in place.
@@ -148,44 +150,40 @@ struct FinishArgs {
   float slope;
 };
 
+// Pixels [i, i + U) of one vector of channels, the first `n` of them.
+template <class V, int CODE, int U>
+ALWAYS_INLINE void finish_pixels(const FinishArgs& f, int v, int n, int i, typename V::T slope) {
+  using T = typename V::T;
+  float* at[U];
+  T y[U];
+  UNROLL for (int u = 0; u < U; ++u) {
+    at[u] = f.c + v * f.c_vector + (f.offsets ? f.offsets[i + u] : (i + u) * f.c_pixel);
+    y[u] = n >= V::W ? V::load(at[u]) : V::load_partial(at[u], n);
+  }
+  activate<V, CODE>(y, slope);
+  UNROLL for (int u = 0; u < U; ++u) {
+    if (f.residual) {
+      const float* r = f.residual + (i + u) * f.residual_pixel + v * V::W;
+      y[u] = V::add(y[u], n >= V::W ? V::load(r) : V::load_partial(r, n));
+    }
+    if (f.pool) V::store(f.pool + v * V::W, V::add(V::load(f.pool + v * V::W), y[u]));
+    if (n >= V::W) {
+      V::store(at[u], y[u]);
+    } else {
+      V::store_partial(at[u], y[u], n);
+    }
+  }
+}
+
 template <class V, int CODE>
 NOINLINE void finish_code(const FinishArgs& f) {
-  using T = typename V::T;
-  const T slope = V::broadcast(&f.slope);
+  const typename V::T slope = V::broadcast(&f.slope);
   for (int v = 0; v < f.vectors; ++v) {
     const int n = f.n_valid - v * V::W;
     if (n <= 0) break;
-    float* column = f.c + v * f.c_vector;
-    if (n >= V::W && !f.residual && !f.pool) {
-      // Two pixels a turn: their chains run beside each other.
-      int i = 0;
-      for (; i + 2 <= f.m; i += 2) {
-        float* p = column + (f.offsets ? f.offsets[i] : i * f.c_pixel);
-        float* q = column + (f.offsets ? f.offsets[i + 1] : (i + 1) * f.c_pixel);
-        const T y = activate<V, CODE>(V::load(p), slope), z = activate<V, CODE>(V::load(q), slope);
-        V::store(p, y);
-        V::store(q, z);
-      }
-      if (i < f.m) {
-        float* p = column + (f.offsets ? f.offsets[i] : i * f.c_pixel);
-        V::store(p, activate<V, CODE>(V::load(p), slope));
-      }
-      continue;
-    }
-    for (int i = 0; i < f.m; ++i) {
-      float* p = column + (f.offsets ? f.offsets[i] : i * f.c_pixel);
-      T y = activate<V, CODE>(n >= V::W ? V::load(p) : V::load_partial(p, n), slope);
-      if (f.residual) {
-        const float* r = f.residual + i * f.residual_pixel + v * V::W;
-        y = V::add(y, n >= V::W ? V::load(r) : V::load_partial(r, n));
-      }
-      if (f.pool) V::store(f.pool + v * V::W, V::add(V::load(f.pool + v * V::W), y));
-      if (n >= V::W) {
-        V::store(p, y);
-      } else {
-        V::store_partial(p, y, n);
-      }
-    }
+    int i = 0;
+    for (; i + 4 <= f.m; i += 4) finish_pixels<V, CODE, 4>(f, v, n, i, slope);
+    for (; i < f.m; ++i) finish_pixels<V, CODE, 1>(f, v, n, i, slope);
   }
 }
 

@@ -65,7 +65,7 @@ void store_sums(const GemmArgs& g, const float* sums) {
     const T bias = V::load(g.bias + v * V::W);
     for (int m = 0; m < g.m; ++m) {
       const T sum = V::add(V::load(sums + (m * NV + v) * V::W), bias);
-      T y = g.activation == kHardswish ? activate<V, kHardswish>(sum, bias) : V::clamp(sum, lo, hi);
+      T y = g.activation == kHardswish ? hardswish<V>(sum, kConstants[0]) : V::clamp(sum, lo, hi);
       if (g.pool) {
         V::store(g.pool + v * V::W, V::add(V::load(g.pool + v * V::W), y));
         continue;
