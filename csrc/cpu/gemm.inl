@@ -126,12 +126,27 @@ struct TileEnd {
   ptrdiff_t residual_pixel;
 };
 
-template <class V, int NV>
+// What becomes of a tile's sums and their bias: anything (gemm_store); or row by row: clamped; clamped and added to the
+// residual; Hardswish, whose bounds are 0 and 6. Each has tiles of its own, since a choice in a tile would cost its
+// sums registers.
+enum End { kAnyEnd, kClamp, kClampAndAdd, kHardswishEnd };
+
+template <class V, int NV, End END>
 ALWAYS_INLINE void store_row(const TileEnd& end, typename V::T (&acc)[NV], int m, typename V::T lo, typename V::T hi) {
   const float* bias = end.bias;
   READ_EVERY_TURN(bias);  // an operand from memory: registers are all taken
-  UNROLL for (int v = 0; v < NV; ++v) acc[v] = V::clamp(V::add(acc[v], V::load(bias + v * V::W)), lo, hi);
-  if (end.residual) {
+  UNROLL for (int v = 0; v < NV; ++v) acc[v] = V::add(acc[v], V::load(bias + v * V::W));
+  if constexpr (END == kHardswishEnd) {
+    const float* constants = kConstants[0];
+    READ_EVERY_TURN(constants);
+    UNROLL for (int v = 0; v < NV; ++v) {
+      const typename V::T y = V::clamp(V::add(acc[v], V::load(constants + 16 * kThree)), lo, hi);
+      acc[v] = V::mul(acc[v], V::mul(y, V::load(constants + 16 * kSixth)));
+    }
+  } else {
+    UNROLL for (int v = 0; v < NV; ++v) acc[v] = V::clamp(acc[v], lo, hi);
+  }
+  if constexpr (END == kClampAndAdd) {
     const float* r = end.residual + m * end.residual_pixel;
     UNROLL for (int v = 0; v < NV; ++v) acc[v] = V::add(acc[v], V::load(r + v * V::W));
   }
@@ -139,45 +154,76 @@ ALWAYS_INLINE void store_row(const TileEnd& end, typename V::T (&acc)[NV], int m
   UNROLL for (int v = 0; v < NV; ++v) V::store(out + v * end.c_vector, acc[v]);
 }
 
-// The last STEPS k steps of a tile, a few rows at a time, and between their FMAs what becomes of the rows before them:
+// Rows that end together: enough chains to hide an FMA's latency.
+template <int NV, int MR>
+struct RowGroups {
+  static constexpr int kRows = NV == 1 ? 8 : NV == 2 ? 4 : 3, kCount = (MR + kRows - 1) / kRows;
+  static constexpr int begin(int group) { return group < 0 ? 0 : MR * group / kCount; }
+};
+
+// Step K of one group's rows. Loads are what these last steps have least of: columns and rows are loaded once for a
+// group, but where bounds and columns take all registers beside the sums, rows are operands of their FMAs.
+template <class V, int NV, int MR, int GROUP, int K>
+ALWAYS_INLINE void gemm_group_step(typename V::T (&acc)[MR][NV], const float* const (&base)[(MR + 2) / 3],
+                                   ptrdiff_t stride, const float* b) {
+  using Groups = RowGroups<NV, MR>;
+  constexpr bool kOperands = NV == 1 || (GROUP == 1 && MR * NV + NV + 3 > kRegisters);
+  constexpr int kBegin = Groups::begin(GROUP), kEnd = Groups::begin(GROUP + 1);
+  typename V::T column[NV];
+  UNROLL for (int v = 0; v < NV; ++v) column[v] = V::load_once(b + (K * NV + v) * V::W);
+  UNROLL for (int m = kBegin; m < kEnd; ++m) {
+    if constexpr (kOperands) {
+      UNROLL for (int v = 0; v < NV; ++v) {
+        m % 3 == 0   ? V::template accumulate_row<0, K>(acc[m][v], base[m / 3], stride, column[v])
+        : m % 3 == 1 ? V::template accumulate_row<1, K>(acc[m][v], base[m / 3], stride, column[v])
+                     : V::template accumulate_row<2, K>(acc[m][v], base[m / 3], stride, column[v]);
+      }
+    } else {
+      const typename V::T x = broadcast_of<V, K>(m, base[m / 3], stride);
+      UNROLL for (int v = 0; v < NV; ++v) V::accumulate(acc[m][v], x, column[v]);
+    }
+  }
+}
+
+template <class V, int NV, int MR, int STEPS, int K = 0>
+ALWAYS_INLINE void gemm_first_group(typename V::T (&acc)[MR][NV], const float* const (&base)[(MR + 2) / 3],
+                                    ptrdiff_t stride, const float* b) {
+  if constexpr (K < STEPS) {
+    gemm_group_step<V, NV, MR, 0, K>(acc, base, stride, b);
+    gemm_first_group<V, NV, MR, STEPS, K + 1>(acc, base, stride, b);
+  }
+}
+
+// The last STEPS k steps of the groups after the first, and between their FMAs what becomes of the rows before them:
 // sums that all end at once leave the multipliers idle while they are clamped and stored.
-template <class V, int NV, int MR, int STEPS, int GROUP = 0, int K = 0>
+template <class V, int NV, int MR, int STEPS, End END, int GROUP = 1, int K = 0>
 ALWAYS_INLINE void gemm_last_steps(const TileEnd& end, typename V::T (&acc)[MR][NV],
                                    const float* const (&base)[(MR + 2) / 3], ptrdiff_t stride, const float* b,
                                    typename V::T lo, typename V::T hi) {
-  constexpr int kRows = NV == 1 ? 8 : NV == 2 ? 4 : 3;  // enough chains to hide an FMA's latency
-  constexpr int kGroups = (MR + kRows - 1) / kRows;
-  constexpr int kBegin = MR * GROUP / kGroups, kEnd = MR * (GROUP + 1) / kGroups;
-  constexpr int kBefore = GROUP > 0 ? MR * (GROUP - 1) / kGroups : 0;
-  if constexpr (GROUP == kGroups) {
-    UNROLL for (int m = kBefore; m < MR; ++m) store_row<V, NV>(end, acc[m], m, lo, hi);
+  using Groups = RowGroups<NV, MR>;
+  constexpr int kBefore = Groups::begin(GROUP - 1), kDone = Groups::begin(GROUP) - kBefore;
+  if constexpr (GROUP >= Groups::kCount) {
+    UNROLL for (int m = kBefore; m < MR; ++m) store_row<V, NV, END>(end, acc[m], m, lo, hi);
   } else if constexpr (K == STEPS) {
-    gemm_last_steps<V, NV, MR, STEPS, GROUP + 1, 0>(end, acc, base, stride, b, lo, hi);
+    gemm_last_steps<V, NV, MR, STEPS, END, GROUP + 1, 0>(end, acc, base, stride, b, lo, hi);
   } else {
-    UNROLL for (int m = kBegin; m < kEnd; ++m) {
-      const typename V::T x = broadcast_of<V, K>(m, base[m / 3], stride);
-      V::template accumulate_from<K * NV>(acc[m][0], x, b);
-      if constexpr (NV > 1) V::template accumulate_from<K * NV + 1>(acc[m][1], x, b);
-      if constexpr (NV > 2) V::template accumulate_from<K * NV + 2>(acc[m][2], x, b);
-    }
-    constexpr int kDone = kBegin - kBefore;
+    gemm_group_step<V, NV, MR, GROUP, K>(acc, base, stride, b);
     UNROLL for (int m = kBefore + kDone * K / STEPS; m < kBefore + kDone * (K + 1) / STEPS; ++m) {
-      store_row<V, NV>(end, acc[m], m, lo, hi);
+      store_row<V, NV, END>(end, acc[m], m, lo, hi);
     }
-    gemm_last_steps<V, NV, MR, STEPS, GROUP, K + 1>(end, acc, base, stride, b, lo, hi);
+    gemm_last_steps<V, NV, MR, STEPS, END, GROUP, K + 1>(end, acc, base, stride, b, lo, hi);
   }
 }
 
 // `count` tiles of MR pixels one after the other, so that what a call costs is paid once. STEPS k steps a turn; it
 // divides every segment length.
-template <class V, int NV, int MR, int STEPS>
+template <class V, int NV, int MR, int STEPS, End END>
 NOINLINE void gemm_tile(const GemmArgs& g, int count, const float* a, float* c, const int32_t* offsets,
                         const float* residual, Ahead& ahead) {
   using T = typename V::T;
   constexpr int kWidth = NV * V::W, kLines = kWidth * STEPS / 32 > 0 ? kWidth * STEPS / 32 : 1;
+  constexpr int kHeld = END == kAnyEnd ? 0 : STEPS;  // k steps that gemm_last_steps takes
   const ptrdiff_t stride = g.a_pixel;
-  const bool by_row = V::kStoresByRow && STEPS > 1 && g.n_valid == kWidth && !g.pool && !g.activation;
-  const int held = by_row ? STEPS : 0;  // k steps that gemm_last_steps takes
   for (; count > 0; --count) {
     const float* next = ahead.at;
     const ptrdiff_t next_step = ahead.tiles > 0 ? ahead.step : 0;
@@ -188,7 +234,7 @@ NOINLINE void gemm_tile(const GemmArgs& g, int count, const float* a, float* c, 
     int s = 0;
     do {  // there is a segment (panels.inl), and its pointers are used below
       UNROLL for (int i = 0; i < (MR + 2) / 3; ++i) base[i] = a + g.segments[s] + 3 * i * stride;
-      for (int k = g.segment_length - (s + 1 < g.segment_count ? 0 : held); k > 0; k -= STEPS) {
+      for (int k = g.segment_length - (s + 1 < g.segment_count ? 0 : kHeld); k > 0; k -= STEPS) {
         gemm_steps<V, NV, MR, STEPS>(acc, base, stride, b);
         UNROLL for (int i = 0; i < (MR + 2) / 3; ++i) {
           base[i] += STEPS;
@@ -199,16 +245,18 @@ NOINLINE void gemm_tile(const GemmArgs& g, int count, const float* a, float* c, 
         next += next_step;
       }
     } while (++s < g.segment_count);
-    ahead.at = next + (by_row ? next_step : 0);
+    ahead.at = next + (kHeld ? next_step : 0);
     --ahead.tiles;
-    if (by_row) {
-      const float *lo = &g.lo, *hi = &g.hi;
-      READ_EVERY_TURN(lo);  // not before the loop, which would cost it registers
-      READ_EVERY_TURN(hi);
-      gemm_last_steps<V, NV, MR, STEPS>({g.bias, c, offsets, g.c_vector, residual, g.residual_pixel}, acc, base, stride,
-                                        b, V::broadcast(lo), V::broadcast(hi));
-    } else {
+    if constexpr (END == kAnyEnd) {
       gemm_store<V, NV, MR>(g, acc, c, offsets, residual);
+    } else {
+      gemm_first_group<V, NV, MR, STEPS>(acc, base, stride, b);
+      const float *lo = END == kHardswishEnd ? kConstants[kZero] : &g.lo,
+                  *hi = END == kHardswishEnd ? kConstants[kSix] : &g.hi;
+      READ_EVERY_TURN(lo);  // not before, where they would cost the sums registers
+      READ_EVERY_TURN(hi);
+      gemm_last_steps<V, NV, MR, STEPS, END>({g.bias, c, offsets, g.c_vector, residual, g.residual_pixel}, acc, base,
+                                             stride, b, V::broadcast(lo), V::broadcast(hi));
     }
     a += MR * stride;
     if (g.c_offsets) {
@@ -222,19 +270,46 @@ NOINLINE void gemm_tile(const GemmArgs& g, int count, const float* a, float* c, 
 
 using TileFunction = void (*)(const GemmArgs&, int, const float*, float*, const int32_t*, const float*, Ahead&);
 
-template <class V, int NV, int MR, int STEPS>
+template <class V, int NV, int MR, int STEPS, End END>
 constexpr void fill_tiles(TileFunction* f) {
   if constexpr (MR > 0) {
-    f[MR] = &gemm_tile<V, NV, MR, STEPS>;
-    fill_tiles<V, NV, MR - 1, STEPS>(f);
+#if defined(__clang__)
+    // Clang hoists what a row needs until the sums of the largest tile no longer fit.
+    constexpr bool kFits = END != kHardswishEnd || MR * NV + NV + 3 <= kRegisters;
+#else
+    constexpr bool kFits = true;
+#endif
+    f[MR] = &gemm_tile < V, NV, MR, STEPS, kFits ? END : kAnyEnd > ;
+    fill_tiles<V, NV, MR - 1, STEPS, END>(f);
   }
 }
 
-template <class V, int NV, int MAX, int STEPS>
+template <class V, int NV, int MAX, int STEPS, End END>
 struct TileTable {
   TileFunction of_rows[MAX + 1] = {};
-  constexpr TileTable() { fill_tiles<V, NV, MAX, STEPS>(of_rows); }
+  constexpr TileTable() { fill_tiles<V, NV, MAX, STEPS, END>(of_rows); }
 };
+
+template <class V, int NV, int MAX, int STEPS, End END>
+const TileFunction* tiles_with() {
+  static constexpr TileTable<V, NV, MAX, STEPS, END> table;
+  return table.of_rows;
+}
+
+// The tiles for how their sums end.
+template <class V, int NV, int MAX, int STEPS>
+const TileFunction* tiles_for(const GemmArgs& g) {
+  if constexpr (V::kStoresByRow && STEPS > 1) {
+    if (g.n_valid == NV * V::W && !g.pool) {
+      if constexpr (applies_hardswish<NV>()) {
+        if (g.activation == kHardswish && !g.residual) return tiles_with<V, NV, MAX, STEPS, kHardswishEnd>();
+      }
+      if (!g.activation && g.residual) return tiles_with<V, NV, MAX, STEPS, kClampAndAdd>();
+      if (!g.activation) return tiles_with<V, NV, MAX, STEPS, kClamp>();
+    }
+  }
+  return tiles_with<V, NV, MAX, STEPS, kAnyEnd>();
+}
 
 // All pixels of one panel, split into tiles as even as possible so that no tile is much shorter than the others. One
 // chain of sums, an activation without a pass of its own. `distance`: from the weights to those asked for, in floats;
@@ -242,11 +317,10 @@ struct TileTable {
 template <class V, int NV, int MAX>
 void gemm_tiles(const GemmArgs& g, ptrdiff_t distance) {
   // A second loop for the remainder inside a tile would cost it registers, so other depths have tiles of their own.
-  static constexpr TileTable<V, NV, MAX, 4> fours;
-  static constexpr TileTable<V, NV, MAX, 3> threes;
-  static constexpr TileTable<V, NV, MAX, 1> ones;
-  const int length = g.segment_length;
-  const TileFunction* tiles = length % 4 == 0 ? fours.of_rows : length % 3 == 0 ? threes.of_rows : ones.of_rows;
+  const int steps = g.segment_length % 4 == 0 ? 4 : g.segment_length % 3 == 0 ? 3 : 1;
+  const TileFunction* tiles = steps == 4   ? tiles_for<V, NV, MAX, 4>(g)
+                              : steps == 3 ? tiles_for<V, NV, MAX, 3>(g)
+                                           : tiles_for<V, NV, MAX, 1>(g);
   int32_t linear[kMaxTileRows];
   for (int i = 0; i < kMaxTileRows; ++i) linear[i] = static_cast<int32_t>(i * g.c_pixel);
   const int count = (g.m + MAX - 1) / MAX;
@@ -254,7 +328,7 @@ void gemm_tiles(const GemmArgs& g, ptrdiff_t distance) {
   const int rows = g.m / count, longer = g.m % count;
   // Spread over the first tiles. The lines of a turn overlap where there are many, and are the same where there are
   // none.
-  const int asking = count >= 4 ? 4 : 2, steps = tiles == fours.of_rows ? 4 : tiles == threes.of_rows ? 3 : 1;
+  const int asking = count >= 4 ? 4 : 2;
   Ahead ahead{g.b + distance, steps * NV * V::W / asking, distance ? asking : 0};
   int m = 0;
   auto run = [&](int tiles_of, int mr) {

@@ -23,6 +23,12 @@ struct Full {
     return v;
   }
   static ALWAYS_INLINE T load(const float* p) { return _mm512_loadu_ps(p); }
+  // A load that the compiler does not repeat where it would rather have the register.
+  static ALWAYS_INLINE T load_once(const float* p) {
+    T v = load(p);
+    asm volatile("" : "+v"(v));
+    return v;
+  }
   static ALWAYS_INLINE void store(float* p, T v) { _mm512_storeu_ps(p, v); }
   // Past the caches, to a multiple of 64 bytes; visible to other threads from end_streams on.
   static ALWAYS_INLINE void stream(float* p, T v) { _mm512_stream_ps(p, v); }
@@ -99,6 +105,12 @@ struct Half {
     return v;
   }
   static ALWAYS_INLINE T load(const float* p) { return _mm256_loadu_ps(p); }
+  // A load that the compiler does not repeat where it would rather have the register.
+  static ALWAYS_INLINE T load_once(const float* p) {
+    T v = load(p);
+    asm volatile("" : "+v"(v));
+    return v;
+  }
   static ALWAYS_INLINE void store(float* p, T v) { _mm256_storeu_ps(p, v); }
   static ALWAYS_INLINE void store_partial(float* p, T v, int n) {
     _mm256_mask_storeu_ps(p, static_cast<__mmask8>((1u << n) - 1), v);
